@@ -1,0 +1,49 @@
+"""Metadata of the package; what tools need is in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+
+EXTRAS = {
+    "quickstart": ["scikit-learn>=1.5", "matplotlib>=3.9", "tensorboard>=2.17"],
+    "test": ["pytest>=8", "hypothesis>=6.100", "scipy>=1.13"],
+    "docs": ["mkdocs>=1.6"],
+}
+EXTRAS["test"] += EXTRAS["quickstart"]
+EXTRAS["dev"] = EXTRAS["test"] + EXTRAS["docs"] + ["ruff>=0.8", "pre-commit>=4"]
+
+setup(
+    name="vdm_diffusers",
+    version="0.1.0.dev0",
+    description="Variational Diffusion Models for diffusers: learnable noise schedules and likelihoods in bits per dimension",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    packages=find_packages(include=["vdm_diffusers"]),
+    package_data={"vdm_diffusers": ["py.typed"]},
+    python_requires=">=3.11",
+    install_requires=[
+        "torch>=2.6",
+        "diffusers>=0.35",
+        "transformers>=4.50",
+        "accelerate>=1.2",
+        "datasets>=3.0",
+        "huggingface-hub>=0.30",
+        "Jinja2>=3.1",
+        "numpy>=1.26",
+        "pillow>=10",
+        "PyYAML>=6",
+        "safetensors>=0.4",
+        "tqdm>=4.66",
+    ],
+    extras_require=EXTRAS,
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+)

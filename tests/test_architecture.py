@@ -1,0 +1,46 @@
+"""The package's layers: what may import what, and what the root offers."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import vdm_diffusers
+
+
+PACKAGE = Path(vdm_diffusers.__file__).parent
+LAYERS = (
+    {"gaussian", "noise_schedules", "timestep_maps", "unet_vdm", "data"},
+    {"scheduling_vdm", "figures"},
+    {"vdm"},
+    {"pipeline_vdm", "likelihood", "training_config"},
+    {"training", "hub"},
+)
+"""Lowest first. A module imports only from layers below its own."""
+
+
+def imported_modules(path: Path) -> set[str]:
+    """The package's modules that a file imports when it is imported itself."""
+    body = ast.parse(path.read_text()).body
+    return {node.module for node in body if isinstance(node, ast.ImportFrom) and node.level == 1 and node.module} | {
+        name.name
+        for node in body
+        if isinstance(node, ast.ImportFrom) and node.level == 1 and not node.module
+        for name in node.names
+    }
+
+
+def test_every_module_has_a_layer():
+    assert set().union(*LAYERS) == {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
+
+
+@pytest.mark.parametrize("depth", range(len(LAYERS)))
+def test_imports_run_downwards(depth):
+    below = set().union(*LAYERS[:depth])
+    for module in LAYERS[depth]:
+        assert imported_modules(PACKAGE / f"{module}.py") <= below, module
+
+
+@pytest.mark.parametrize("name", vdm_diffusers.__all__)
+def test_public_names_exist_and_are_documented(name):
+    assert getattr(vdm_diffusers, name).__doc__

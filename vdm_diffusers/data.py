@@ -1,0 +1,249 @@
+"""Image data sets: a name on the Hub, a folder, or the embedded digits -> integer images, checked before anything else runs."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+
+DIGITS_TRAIN_SIZE = 1500
+MODES = {"1": (1, 2), "L": (1, 256), "LA": (2, 256), "RGB": (3, 256), "RGBA": (4, 256), "I;16": (1, 65536)}
+"""Channels and levels of the PIL modes whose values are what they show; a palette's are not."""
+VALIDATION_SPLITS = ("validation", "valid", "val", "test")
+
+
+class ImageDataset(Dataset):
+    """Rows of images and labels as `{"images": (C, H, W) integers, "class_labels": int}`, the label only if there are any.
+
+    Args:
+        rows: A sequence of mappings, such as a [`datasets.Dataset`].
+        image_column (`str`): Its images: PIL images, or integer arrays `(H, W)` or `(H, W, C)`.
+        label_column (`str`, *optional*): Its integer labels.
+    """
+
+    def __init__(self, rows: Sequence[dict[str, Any]], image_column: str = "image", label_column: str | None = None):
+        self.rows, self.image_column, self.label_column = rows, image_column, label_column
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor | int]:
+        row = self.rows[index]
+        item = {"images": image_to_tensor(row[self.image_column])}
+        return item if self.label_column is None else item | {"class_labels": row[self.label_column]}
+
+
+@dataclass
+class ImageData:
+    """A training and a validation set of images of one shape.
+
+    Attributes:
+        train, validation (`Dataset`): Their items are `{"images": (C, H, W) integers in [0, num_levels)}`, with
+            `"class_labels"` in `[0, num_classes)` if there are classes.
+        shape (`tuple[int, int, int]`): Channels, height and width.
+        num_levels (`int`): Number of grey levels.
+        num_classes (`int`, *optional*): Number of classes.
+        name (`str`): For messages and the model card.
+    """
+
+    train: Dataset
+    validation: Dataset
+    shape: tuple[int, int, int]
+    num_levels: int
+    num_classes: int | None
+    name: str
+
+
+def image_to_tensor(image: PIL.Image.Image | np.ndarray | list) -> Tensor:
+    """A PIL image, or an integer array `(H, W)` or `(H, W, C)`, as integers `(C, H, W)`: uint8 if they fit, else int32."""
+    array = np.asarray(image)
+    if array.dtype.kind not in "biu" or array.ndim not in (2, 3):
+        raise ValueError(
+            f"An image has the shape {array.shape} and the type {array.dtype}, but images must be integers, (H, W) or"
+            " (H, W, C)."
+        )
+    array = array[:, :, None] if array.ndim == 2 else array
+    dtype = np.uint8 if array.dtype.itemsize == 1 else np.int32
+    return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)).astype(dtype))
+
+
+def load_digits(label_column: str | None = None) -> ImageData:
+    """scikit-learn's 1,797 handwritten digits, 8×8 with 17 grey levels, in a fixed random split of 1,500 and 297.
+
+    Their labels come along if `label_column` is `"label"`.
+    """
+    if label_column not in (None, "label"):
+        raise ValueError(f"`--label_column` is {label_column!r}, but that of the digits is 'label'.")
+    from sklearn import datasets
+
+    digits = datasets.load_digits()
+    order = np.random.RandomState(0).permutation(len(digits.images))
+    rows = [{"image": digits.images[i].astype(np.uint8), "label": int(digits.target[i])} for i in order]
+    return ImageData(
+        train=ImageDataset(rows[:DIGITS_TRAIN_SIZE], "image", label_column),
+        validation=ImageDataset(rows[DIGITS_TRAIN_SIZE:], "image", label_column),
+        shape=(1, 8, 8),
+        num_levels=17,
+        num_classes=None if label_column is None else 10,
+        name="digits",
+    )
+
+
+def load_images(
+    dataset_name: str | None = None,
+    train_data_dir: str | None = None,
+    dataset_config_name: str | None = None,
+    cache_dir: str | None = None,
+    image_column: str = "image",
+    label_column: str | None = None,
+    validation_split: str | None = None,
+    resolution: int | None = None,
+    num_channels: int | None = None,
+    num_levels: int | None = None,
+) -> ImageData:
+    """
+    Load images from the Hub or from a folder and check every one of them; without either, the embedded digits.
+
+    Images are never resized or converted: a bound in bits per dimension is one of the data as they are.
+
+    Args:
+        dataset_name (`str`, *optional*): A data set on the Hub.
+        train_data_dir (`str`, *optional*): A folder of images or of parquet files, as [`datasets.load_dataset`] takes it.
+        dataset_config_name (`str`, *optional*): Its configuration.
+        cache_dir (`str`, *optional*): Where [`datasets`] keeps it.
+        image_column (`str`, defaults to `"image"`): Name of the column of images.
+        label_column (`str`, *optional*): Name of a column of class labels.
+        validation_split (`str`, *optional*):
+            Defaults to `validation` or `test`; where there is neither, a twentieth of the training images are held out.
+        resolution, num_channels, num_levels (`int`, *optional*): What the images must have; taken from them by default.
+
+    Raises:
+        `ValueError`: that names the option and the remedy, for anything missing, contradictory or unsuitable.
+    """
+    if dataset_name is not None and train_data_dir is not None:
+        raise ValueError("`--dataset_name` and `--train_data_dir` are both given: choose one.")
+    if dataset_name is None and train_data_dir is None:
+        data = load_digits(label_column)
+        _check_shape(data.shape, resolution, num_channels)
+        if num_levels not in (None, data.num_levels):
+            raise ValueError(f"`--num_levels` is {num_levels}, but the digits have {data.num_levels}: leave it out.")
+        return data
+
+    splits = _load_splits(dataset_name, train_data_dir, dataset_config_name, cache_dir)
+    train, validation = _train_and_validation(splits, validation_split)
+    for option, column in (("image_column", image_column), ("label_column", label_column)):
+        if column is not None and column not in train.column_names:
+            raise ValueError(f"`--{option}` is {column!r}, but the columns are {', '.join(map(repr, train.column_names))}.")
+    shape, levels = _common_format(train, validation, image_column)
+    _check_shape(shape, resolution, num_channels)
+    data = ImageData(
+        train=ImageDataset(train, image_column, label_column),
+        validation=ImageDataset(validation, image_column, label_column),
+        shape=shape,
+        num_levels=num_levels or levels,
+        num_classes=None if label_column is None else _count_classes(train, label_column),
+        name=dataset_name or train_data_dir,
+    )
+    if data.num_levels < levels:
+        _check_levels(data)
+    return data
+
+
+def _load_splits(name: str | None, folder: str | None, config_name: str | None, cache_dir: str | None):
+    from datasets import load_dataset
+
+    option = "--dataset_name" if name is not None else "--train_data_dir"
+    try:
+        return load_dataset(name if name is not None else folder, config_name, cache_dir=cache_dir)
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"`{option}` {name or folder!r} could not be loaded: {reason} Give the name of a data set on the Hub as"
+            " `--dataset_name`, or a folder of images or parquet files as `--train_data_dir`."
+        ) from error
+
+
+def _train_and_validation(splits, validation_split: str | None):
+    if "train" not in splits:
+        raise ValueError(f"The data set has no split 'train', only {', '.join(map(repr, splits))}.")
+    if validation_split is None:
+        validation_split = next((name for name in VALIDATION_SPLITS if name in splits), None)
+    if validation_split is None:
+        held_out = splits["train"].train_test_split(test_size=0.05, seed=0)
+        return held_out["train"], held_out["test"]
+    if validation_split not in splits:
+        raise ValueError(f"`--validation_split` is {validation_split!r}, but the splits are {', '.join(map(repr, splits))}.")
+    return splits["train"], splits[validation_split]
+
+
+def _common_format(train, validation, image_column: str) -> tuple[tuple[int, int, int], int]:
+    """The `(C, H, W)` and the number of levels that all images share, read from their headers alone where they have one."""
+    formats: dict[tuple, str] = {}
+    for split, dataset in (("train", train), ("validation", validation)):
+        for index, image in enumerate(_headers(dataset, image_column)):
+            formats.setdefault(_format(image), f"{split}[{index}]")
+    if len(formats) > 1:
+        found = ", ".join(
+            f"{channels}×{height}×{width} ({place})" for ((channels, height, width), _), place in list(formats.items())[:3]
+        )
+        raise ValueError(f"All images must have one shape and type, but there are {found}: make them alike first.")
+    return next(iter(formats))
+
+
+def _headers(dataset, image_column: str):
+    """The images of a data set, undecoded where they are stored as files."""
+    from datasets import Image
+
+    if not isinstance(dataset.features[image_column], Image):
+        return (row[image_column] for row in dataset.select_columns([image_column]))
+    files = dataset.select_columns([image_column]).cast_column(image_column, Image(decode=False))
+    files = (row[image_column] for row in files)
+    return (PIL.Image.open(file["path"] if file["bytes"] is None else io.BytesIO(file["bytes"])) for file in files)
+
+
+def _format(image: PIL.Image.Image | list) -> tuple[tuple[int, int, int], int]:
+    if not isinstance(image, PIL.Image.Image):
+        tensor = image_to_tensor(image)
+        return tuple(tensor.shape), 256 if tensor.dtype == torch.uint8 else int(2**31)
+    if image.mode not in MODES:
+        raise ValueError(f"There are images of PIL mode {image.mode!r}: convert them to one of {', '.join(MODES)} first.")
+    channels, levels = MODES[image.mode]
+    return (channels, image.height, image.width), levels
+
+
+def _check_shape(shape: tuple[int, int, int], resolution: int | None, num_channels: int | None) -> None:
+    channels, height, width = shape
+    if resolution is not None and (height, width) != (resolution, resolution):
+        raise ValueError(
+            f"`--resolution` is {resolution}, but the images are {height}×{width}: leave it out, or resize the images"
+            " beforehand, which makes them another data set."
+        )
+    if num_channels not in (None, channels):
+        raise ValueError(f"`--num_channels` is {num_channels}, but the images have {channels}: leave it out.")
+
+
+def _check_levels(data: ImageData) -> None:
+    for dataset in (data.train, data.validation):
+        for index in range(len(dataset)):
+            values = dataset[index]["images"]
+            if values.min() < 0 or values.max() >= data.num_levels:
+                raise ValueError(
+                    f"`--num_levels` is {data.num_levels}, but image {index} has values from {values.min()} to {values.max()}:"
+                    " images must be integers in [0, num_levels)."
+                )
+
+
+def _count_classes(dataset, label_column: str) -> int:
+    feature = dataset.features[label_column]
+    if hasattr(feature, "num_classes"):
+        return feature.num_classes
+    labels = np.asarray(dataset[label_column])
+    if labels.dtype.kind not in "iu" or labels.min() < 0:
+        raise ValueError(f"`--label_column` {label_column!r} must hold integers from 0, but holds {labels.dtype}.")
+    return int(labels.max()) + 1

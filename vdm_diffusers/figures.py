@@ -1,0 +1,87 @@
+"""The pictures of a training run. matplotlib is imported only to draw."""
+
+import math
+import os
+
+import PIL.Image
+import torch
+from diffusers.utils import make_image_grid
+from torch import Tensor
+
+from . import gaussian
+from .noise_schedules import NoiseSchedule
+
+
+Path = str | os.PathLike
+
+
+def save_image_grid(images: list[PIL.Image.Image], path: Path, columns: int, min_size: int = 64) -> None:
+    """Write images as a grid of that many columns, each enlarged by a whole factor to at least `min_size` pixels."""
+    images = [_enlarge(image, min_size) for image in images]
+    rows = math.ceil(len(images) / columns)
+    images += [PIL.Image.new(images[0].mode, images[0].size)] * (rows * columns - len(images))
+    make_image_grid(images, rows, columns).save(path)
+
+
+def _enlarge(image: PIL.Image.Image, min_size: int) -> PIL.Image.Image:
+    factor = max(1, math.ceil(min_size / min(image.size)))
+    return image.resize((image.width * factor, image.height * factor), PIL.Image.Resampling.NEAREST)
+
+
+@torch.no_grad()
+def save_forward_process(x: Tensor, schedule: NoiseSchedule, path: Path, num_times: int = 9, seed: int = 0) -> None:
+    """Write `z_t ~ q(z_t|x)` of a few images at equidistant times, one row an image: the forward process (seed figure 1).
+
+    Args:
+        x (`Tensor` of shape `(B, C, H, W)`): Data in (-1, 1), with 1, 3 or 4 channels; of others the first is shown.
+    """
+    x = x if x.shape[1] in (1, 3, 4) else x[:, :1]
+    eps = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed))
+    times = torch.linspace(0, 1, num_times)
+    z = torch.stack([gaussian.diffuse(x, eps, gamma) for gamma in schedule(times.to(schedule.device)).cpu()], dim=1)
+    levels = ((z.flatten(0, 1) + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+    images = [PIL.Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image) for image in levels]
+    save_image_grid(images, path, columns=num_times)
+
+
+@torch.no_grad()
+def save_noise_schedule(before: NoiseSchedule, after: NoiseSchedule, path: Path) -> None:
+    """Plot gamma and the SNR over time, before and after learning."""
+    times = torch.linspace(0, 1, 501)
+    figure, (left, right) = _subplots(1, 2, figsize=(9, 3.5))
+    for schedule, label, style in ((before, "before", "--"), (after, "after", "-")):
+        gamma = schedule(times.to(schedule.device)).cpu()
+        left.plot(times, gamma, style, label=label)
+        right.semilogy(times, gaussian.snr(gamma), style, label=label)
+    left.set(xlabel="t", ylabel=r"$\gamma(t) = -\log\,\mathrm{SNR}$")
+    right.set(xlabel="t", ylabel=r"$\mathrm{SNR}(t)$")
+    left.legend()
+    _save(figure, path)
+
+
+def save_training_curve(training: list[dict], validation: list[dict], path: Path) -> None:
+    """Plot the bound over the steps; each record has `step` and `bits_per_dim`, those of the validation `standard_error`."""
+    figure, axes = _subplots(figsize=(6, 3.5))
+    axes.plot([record["step"] for record in training], [record["bits_per_dim"] for record in training], label="training")
+    axes.errorbar(
+        [record["step"] for record in validation],
+        [record["bits_per_dim"] for record in validation],
+        [record["standard_error"] for record in validation],
+        fmt="o-",
+        label="validation (EMA)",
+    )
+    lowest = min(record["bits_per_dim"] for record in training + validation)
+    axes.set(xlabel="step", ylabel="bits per dimension", ylim=(0.9 * lowest, 3 * lowest))
+    axes.legend()
+    _save(figure, path)
+
+
+def _subplots(*shape: int, figsize: tuple[float, float]):
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=figsize, layout="constrained")
+    return figure, figure.subplots(*shape)
+
+
+def _save(figure, path: Path) -> None:
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,349 @@
+"""Noise schedules: `t in [0, 1] -> gamma = -log SNR`, strictly increasing, from data (t = 0) to noise (t = 1).
+
+A schedule is a class with one method, `forward`; the base class derives the rest from it. Most schedules are a curve pinned
+to two end points, and say only what the curve is.
+"""
+
+import copy
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+
+class NoiseSchedule(ModelMixin, ConfigMixin, ABC):
+    """Base class of all noise schedules, fixed and learnable.
+
+    Gammas are float32 at least, whatever the autocast and the dtype of `t`; float64 times give float64 gammas.
+    """
+
+    @abstractmethod
+    def forward(self, t: Tensor) -> Tensor:
+        """`gamma(t)`, shaped as `t`, for times in [0, 1]; differentiable in forward and reverse mode."""
+
+    @property
+    def gamma_min(self) -> float:
+        """The configured `gamma(0)`: where a learnable schedule starts from, and what its denoiser's timestep 0 means."""
+        return self.config.gamma_min
+
+    @property
+    def gamma_max(self) -> float:
+        """The configured `gamma(1)`: where a learnable schedule starts from, and what its denoiser's last timestep means."""
+        return self.config.gamma_max
+
+    def with_derivative(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """`(gamma(t), dgamma/dt)`, both shaped as `t`, by forward-mode differentiation."""
+        t = at_least_float32(t)
+        return torch.func.jvp(self.forward, (t,), (torch.ones_like(t),))
+
+    def chain(self, num_steps: int) -> Tensor:
+        """`gamma(i/T)` for i = 0, ..., T, shape `(T + 1,)`: the discrete chain that the schedule stands for.
+
+        Float64, except on devices that lack it; differentiable in the parameters of a learnable schedule.
+        """
+        dtype = torch.float32 if self.device.type == "mps" else torch.float64
+        return self(torch.linspace(0, 1, num_steps + 1, dtype=dtype, device=self.device))
+
+    def alphas(self, num_steps: int) -> Tensor:
+        """The coefficients `α_i = ᾱ_i / ᾱ_{i-1}` of `q(x_i|x_{i-1}) = N(√α_i x_{i-1}, (1-α_i) I)`, i = 1, ..., T, shape `(T,)`.
+
+        `ᾱ_i = sigmoid(-gamma(i/T))`; index 0 is the least noisy latent, `z_0` of the paper.
+        """
+        gamma = self.chain(num_steps)
+        return torch.exp(softplus(gamma[:-1]) - softplus(gamma[1:]))
+
+    @torch.no_grad()
+    def table(self, num_intervals: int = 1000) -> tuple[Tensor, Tensor]:
+        """Knots `(times, gammas)`, each `(num_intervals + 1,)`, float64 on the CPU, for [`TableSchedule`] to interpolate.
+
+        They are equidistant in the mean of `t` and of normalised `gamma`, hence dense wherever the curve is steep: neither
+        jumps by more than `2 / num_intervals` of its range.
+        """
+        schedule = copy.deepcopy(self).cpu().double()
+        gamma_0, gamma_1 = schedule(torch.tensor([0.0, 1.0], dtype=torch.float64))
+        wanted = torch.linspace(0, 1, num_intervals + 1, dtype=torch.float64)
+        low, high = torch.zeros_like(wanted), torch.ones_like(wanted)
+        for _ in range(50):
+            middle = (low + high) / 2
+            too_low = (middle + (schedule(middle) - gamma_0) / (gamma_1 - gamma_0)) / 2 < wanted
+            low, high = torch.where(too_low, middle, low), torch.where(too_low, high, middle)
+        times = (low + high) / 2
+        times[0], times[-1] = 0.0, 1.0
+        return times, schedule(times)
+
+
+class PinnedSchedule(NoiseSchedule, ABC):
+    """A curve, renormalised so that it runs from `gamma_0` to `gamma_1` exactly: parameters if learnable, else buffers.
+
+    Raises `ValueError` unless `gamma_min < gamma_max`, both finite.
+    """
+
+    def __init__(self, gamma_min: float, gamma_max: float, learnable: bool):
+        super().__init__()
+        if not (math.isfinite(gamma_min) and math.isfinite(gamma_max) and gamma_min < gamma_max):
+            raise ValueError(
+                f"`gamma_min` is {gamma_min} and `gamma_max` is {gamma_max}, but gamma is -log SNR, which rises from data to"
+                " noise: give two finite numbers with `gamma_min` below `gamma_max`."
+            )
+        for name, value in (("gamma_0", gamma_min), ("gamma_1", gamma_max)):
+            value = torch.tensor(value, dtype=torch.float32)
+            if learnable:
+                self.register_parameter(name, nn.Parameter(value))
+            else:
+                self.register_buffer(name, value)
+
+    @abstractmethod
+    def curve(self, t: Tensor) -> Tensor:
+        """Any strictly increasing function of `t`, shaped as `t`."""
+
+    def forward(self, t: Tensor) -> Tensor:
+        t = at_least_float32(t)
+        with torch.autocast(t.device.type, enabled=False):
+            start, end = self.curve(t.new_zeros(())), self.curve(t.new_ones(()))
+            progress = (self.curve(t) - start) / (end - start)
+            return (1 - progress) * self.gamma_0 + progress * self.gamma_1
+
+
+class LinearSchedule(PinnedSchedule):
+    """`gamma` linear in `t`: the log-SNR-linear schedule."""
+
+    @register_to_config
+    def __init__(self, gamma_min: float = -13.3, gamma_max: float = 5.0):
+        super().__init__(gamma_min, gamma_max, learnable=False)
+
+    def curve(self, t: Tensor) -> Tensor:
+        return t
+
+
+class TruncatedSchedule(PinnedSchedule, ABC):
+    """The piece of a fixed curve `gamma_at(u)` that lies between `gamma_min` and `gamma_max`, traversed at constant `du/dt`."""
+
+    def __init__(self, gamma_min: float, gamma_max: float):
+        super().__init__(gamma_min, gamma_max, learnable=False)
+        self.u_0, self.u_1 = self.u_at(gamma_min), self.u_at(gamma_max)
+
+    @abstractmethod
+    def gamma_at(self, u: Tensor) -> Tensor:
+        """The curve, shaped as `u`."""
+
+    @abstractmethod
+    def u_at(self, gamma: float) -> float:
+        """Its inverse."""
+
+    def curve(self, t: Tensor) -> Tensor:
+        return self.gamma_at((1 - t) * self.u_0 + t * self.u_1)
+
+
+class CosineSchedule(TruncatedSchedule):
+    """`alpha = cos(πu/2)`, so `gamma = 2 log tan(πu/2)` (Nichol & Dhariwal 2021, without their offset)."""
+
+    @register_to_config
+    def __init__(self, gamma_min: float = -13.3, gamma_max: float = 5.0):
+        super().__init__(gamma_min, gamma_max)
+
+    def gamma_at(self, u: Tensor) -> Tensor:
+        return 2 * torch.tan(math.pi / 2 * u).log()
+
+    def u_at(self, gamma: float) -> float:
+        return 2 / math.pi * math.atan(math.exp(gamma / 2))
+
+
+class BetaLinearSchedule(TruncatedSchedule):
+    """DDPM's chain in continuous time: `alpha² = exp(-∫β)` with β rising linearly, so `gamma = log expm1(∫β)` (Ho et al. 2020).
+
+    `beta_start` and `beta_end` are those of a chain of 1000 steps, as diffusers configures it.
+    """
+
+    @register_to_config
+    def __init__(self, gamma_min: float = -13.3, gamma_max: float = 5.0, beta_start: float = 1e-4, beta_end: float = 0.02):
+        if not 0 < beta_start < beta_end:
+            raise ValueError(f"`beta_start` ({beta_start}) must be positive and below `beta_end` ({beta_end}).")
+        self.slope, self.curvature = 1000 * beta_start, 500 * (beta_end - beta_start)
+        super().__init__(gamma_min, gamma_max)
+
+    def gamma_at(self, u: Tensor) -> Tensor:
+        integral = (self.slope + self.curvature * u) * u
+        return integral + torch.log(-torch.expm1(-integral))
+
+    def u_at(self, gamma: float) -> float:
+        integral = gamma + math.log1p(math.exp(-gamma)) if gamma > 0 else math.log1p(math.exp(gamma))
+        return 2 * integral / (self.slope + math.sqrt(self.slope**2 + 4 * self.curvature * integral))
+
+
+class SigmoidSchedule(TruncatedSchedule):
+    """`alpha²` falling as a sigmoid between `start` and `end` at temperature `tau` (Jabri et al. 2022, "sigmoid").
+
+    Differences of sigmoids are quotients of hyperbolic sines, which leaves `gamma = log(sinh(ku) / sinh(k(1-u))) + offset`
+    with `k = (end - start) / (2 tau)`.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        gamma_min: float = -13.3,
+        gamma_max: float = 5.0,
+        start: float = -3.0,
+        end: float = 3.0,
+        tau: float = 1.0,
+    ):
+        if not (start < end and tau > 0):
+            raise ValueError(f"`start` ({start}) must be below `end` ({end}), and `tau` ({tau}) positive.")
+        self.k = (end - start) / (2 * tau)
+        self.offset = math.log(math.cosh(end / (2 * tau)) / math.cosh(start / (2 * tau)))
+        super().__init__(gamma_min, gamma_max)
+
+    def gamma_at(self, u: Tensor) -> Tensor:
+        return torch.sinh(self.k * u).log() - torch.sinh(self.k * (1 - u)).log() + self.offset
+
+    def u_at(self, gamma: float) -> float:
+        odds = math.exp(gamma - self.offset)
+        return math.atanh(odds * math.sinh(self.k) / (1 + odds * math.cosh(self.k))) / self.k
+
+
+class TableSchedule(NoiseSchedule):
+    """Monotone C¹ interpolation of given gammas: how a schedule travels in a scheduler's configuration.
+
+    Args:
+        gammas (`list[float]`): strictly increasing values of gamma, at least two.
+        times (`list[float]`, *optional*): where they are taken, strictly increasing from 0 to 1. Defaults to equidistant.
+
+    Raises `ValueError` for tables that break these rules.
+    """
+
+    @register_to_config
+    def __init__(self, gammas: Sequence[float], times: Sequence[float] | None = None):
+        super().__init__()
+        gammas = torch.as_tensor(gammas, dtype=torch.float64)
+        times = torch.linspace(0, 1, len(gammas), dtype=torch.float64) if times is None else times
+        times = torch.as_tensor(times, dtype=torch.float64)
+        _check_table(times, gammas)
+        self.register_to_config(gammas=gammas.tolist(), times=times.tolist())
+        self.register_buffer("knot_times", times, persistent=False)
+        self.register_buffer("knot_gammas", gammas, persistent=False)
+
+    @property
+    def gamma_min(self) -> float:
+        return self.config.gammas[0]
+
+    @property
+    def gamma_max(self) -> float:
+        return self.config.gammas[-1]
+
+    def forward(self, t: Tensor) -> Tensor:
+        t = at_least_float32(t)
+        return monotone_cubic(self.knot_times, self.knot_gammas, t).to(t.dtype)
+
+
+class LearnedLinearSchedule(PinnedSchedule):
+    """Log-SNR linear between two learned end points."""
+
+    @register_to_config
+    def __init__(self, gamma_min: float = -13.3, gamma_max: float = 5.0):
+        super().__init__(gamma_min, gamma_max, learnable=True)
+
+    def curve(self, t: Tensor) -> Tensor:
+        return t
+
+
+class LearnedMonotoneSchedule(PinnedSchedule):
+    """The paper's learned schedule (appendix H): a monotone network between two learned end points.
+
+    `t` plus a sum of `num_features` sigmoids of `t` with positive slopes and positive weights. The sigmoids start out as a
+    tiling of [0, 1] with equal weights, so the schedule starts out log-SNR linear up to its margins.
+    """
+
+    @register_to_config
+    def __init__(self, gamma_min: float = -13.3, gamma_max: float = 5.0, num_features: int = 1024):
+        super().__init__(gamma_min, gamma_max, learnable=True)
+        centers = torch.linspace(-0.5, 1.5, num_features)
+        self.slope = nn.Parameter(torch.full((num_features,), 10.0))
+        self.bias = nn.Parameter(-10.0 * centers)
+        self.weight = nn.Parameter(torch.zeros(num_features))
+
+    def curve(self, t: Tensor) -> Tensor:
+        features = torch.sigmoid(softplus(self.slope) * t[..., None] + self.bias)
+        return t + (softplus(self.weight) * features).mean(-1)
+
+
+class LearnedChainSchedule(PinnedSchedule):
+    """A chain of `num_steps` free steps between two learned end points: each α_i of the chain is a parameter.
+
+    The increments of gamma are a softmax, with 1e-4 of their sum spread evenly so that none vanishes; between the times
+    `i / num_steps` gamma is interpolated as in [`TableSchedule`].
+    """
+
+    @register_to_config
+    def __init__(self, num_steps: int, gamma_min: float = -13.3, gamma_max: float = 5.0):
+        super().__init__(gamma_min, gamma_max, learnable=True)
+        if num_steps < 1:
+            raise ValueError(f"`num_steps` is {num_steps}, but a chain has at least one step.")
+        self.logits = nn.Parameter(torch.zeros(num_steps))
+
+    def curve(self, t: Tensor) -> Tensor:
+        steps = (1 - 1e-4) * self.logits.to(t.dtype).softmax(0) + 1e-4 / len(self.logits)
+        knots = torch.cat([steps.new_zeros(1), steps.cumsum(0)])
+        return monotone_cubic(torch.linspace(0, 1, len(knots), dtype=t.dtype, device=t.device), knots, t)
+
+
+NOISE_SCHEDULES: dict[str, type[NoiseSchedule]] = {
+    schedule.__name__: schedule
+    for schedule in (
+        LinearSchedule,
+        CosineSchedule,
+        BetaLinearSchedule,
+        SigmoidSchedule,
+        TableSchedule,
+        LearnedLinearSchedule,
+        LearnedMonotoneSchedule,
+        LearnedChainSchedule,
+    )
+}
+"""Every schedule by its name, as options and saved configurations give it."""
+
+
+def at_least_float32(t: Tensor) -> Tensor:
+    """`t` in float32, or in float64 if that is what it has."""
+    return t.to(torch.promote_types(t.dtype, torch.float32))
+
+
+def monotone_cubic(times: Tensor, values: Tensor, t: Tensor) -> Tensor:
+    """The C¹ monotone cubic through `values` `(N,)` at `times` `(N,)`, evaluated at `t` (Fritsch & Butland 1984).
+
+    For strictly increasing values the derivative is positive everywhere: inner slopes are weighted harmonic means of the
+    neighbouring secants, and the parabolic slopes of the two ends are kept within a factor of two of theirs.
+    """
+    step = times.diff()
+    secant = values.diff() / step
+    slopes = secant.expand(2) if len(secant) == 1 else _slopes(step, secant)
+    index = torch.searchsorted(times, t.detach().to(times.dtype).contiguous(), right=True).sub(1).clamp(0, len(step) - 1)
+    h, y_0, y_1, d_0, d_1 = step[index], values[index], values[index + 1], slopes[index], slopes[index + 1]
+    u = (t - times[index]) / h
+    return (1 + 2 * u) * (1 - u) ** 2 * y_0 + u * (1 - u) ** 2 * h * d_0 + u**2 * (3 - 2 * u) * y_1 - u**2 * (1 - u) * h * d_1
+
+
+def _slopes(step: Tensor, secant: Tensor) -> Tensor:
+    before, after = 2 * step[1:] + step[:-1], step[1:] + 2 * step[:-1]
+    inner = (before + after) / (before / secant[:-1] + after / secant[1:])
+    return torch.cat([_end_slope(step, secant), inner, _end_slope(step.flip(0), secant.flip(0))])
+
+
+def _end_slope(step: Tensor, secant: Tensor) -> Tensor:
+    parabola = ((2 * step[:1] + step[1:2]) * secant[:1] - step[:1] * secant[1:2]) / (step[:1] + step[1:2])
+    return parabola.clamp(secant[:1] / 2, secant[:1] * 2)
+
+
+def _check_table(times: Tensor, gammas: Tensor) -> None:
+    if gammas.ndim != 1 or len(gammas) < 2 or times.shape != gammas.shape:
+        raise ValueError(
+            f"A table needs at least two gammas and as many times, but `gammas` has the shape {tuple(gammas.shape)} and"
+            f" `times` {tuple(times.shape)}."
+        )
+    if not (gammas.isfinite().all() and (gammas.diff() > 0).all()):
+        raise ValueError("`gammas` must be finite and strictly increasing: gamma is -log SNR, from data to noise.")
+    if times[0] != 0 or times[-1] != 1 or not (times.diff() > 0).all():
+        raise ValueError("`times` must increase strictly from 0 (data) to 1 (noise).")

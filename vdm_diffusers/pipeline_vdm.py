@@ -1,0 +1,180 @@
+"""VDMPipeline: samples images from a denoiser and a scheduler, down to the decoder `p(v|z_0)`."""
+
+import inspect
+from collections.abc import Callable, Sequence
+
+import torch
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from . import gaussian
+from .scheduling_vdm import VDMScheduler
+
+
+Generators = torch.Generator | list[torch.Generator] | None
+
+
+class VDMPipeline(DiffusionPipeline):
+    r"""
+    Pipeline for image generation with a variational diffusion model.
+
+    This model inherits from [`DiffusionPipeline`]. Check the superclass documentation for the generic methods implemented for
+    all pipelines (downloading, saving, running on a particular device, etc.).
+
+    Parameters:
+        unet ([`VDMUNet2DModel`], [`UNet2DModel`] or [`DiTTransformer2DModel`]): The denoiser.
+        scheduler ([`VDMScheduler`] or any [`SchedulerMixin`]): Steps from noise to `z_0`.
+        num_levels (`int`, defaults to 256): Images are integers in `[0, num_levels)`.
+    """
+
+    model_cpu_offload_seq = "unet"
+    _callback_tensor_inputs = ["latents"]
+
+    def __init__(self, unet, scheduler, num_levels: int = 256):
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler)
+        self.register_to_config(num_levels=num_levels)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        batch_size: int | None = None,
+        class_labels: list[int] | Tensor | None = None,
+        guidance_scale: float = 1.0,
+        num_inference_steps: int = 250,
+        eta: float = 1.0,
+        generator: Generators = None,
+        latents: Tensor | None = None,
+        output_type: str | None = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[["VDMPipeline", int, Tensor, dict], dict] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> ImagePipelineOutput | tuple:
+        r"""
+        The call function to the pipeline for generation.
+
+        Args:
+            batch_size (`int`, *optional*):
+                The number of images to generate. Defaults to the number of `class_labels` or `latents`, or to 1.
+            class_labels (`list[int]` or `torch.Tensor`, *optional*):
+                One label an image, if the denoiser is class-conditional.
+            guidance_scale (`float`, *optional*, defaults to 1.0):
+                Scale of classifier-free guidance, enabled when it differs from 1: the denoiser's output for the null class, its
+                last, plus this multiple of the difference that the label makes.
+            num_inference_steps (`int`, *optional*, defaults to 250):
+                The number of denoising steps.
+            eta (`float`, *optional*, defaults to 1.0):
+                1 is ancestral sampling, 0 is deterministic. Only schedulers with such an argument use it.
+            generator (`torch.Generator` or `list[torch.Generator]`, *optional*):
+                One or several [`torch.Generator`](https://pytorch.org/docs/stable/generated/torch.Generator.html) to make
+                generation deterministic; a list has one for each image.
+            latents (`torch.Tensor` of shape `(B, C, H, W)`, *optional*):
+                `z_1`, standard normal. Drawn from `generator` by default. Kept in float32 whatever the denoiser's dtype.
+            output_type (`str`, *optional*, defaults to `"pil"`):
+                `"pil"` (`PIL.Image`), `"np"` (`np.ndarray` `(B, H, W, C)`) or `"pt"` (`torch.Tensor` `(B, C, H, W)`), the last
+                two in [0, 1] with level `v` at `v / (num_levels - 1)`; or `"latent"`, `z_0` before the decoder.
+            return_dict (`bool`, *optional*, defaults to `True`):
+                Whether or not to return an [`ImagePipelineOutput`] instead of a plain tuple.
+            callback_on_step_end (`Callable`, *optional*):
+                Called after each step as `callback(pipeline, step, timestep, callback_kwargs)`; may return new `latents`.
+            callback_on_step_end_tensor_inputs (`list[str]`, *optional*): Tensors in `callback_kwargs`; `[]` for none.
+
+        Returns:
+            [`ImagePipelineOutput`] or `tuple`: whose first element is the images.
+        """
+        if output_type not in ("pil", "np", "pt", "latent"):
+            raise ValueError(f"`output_type` is {output_type!r}, but must be 'pil', 'np', 'pt' or 'latent'.")
+        unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
+        if unknown:
+            raise ValueError(
+                f"`callback_on_step_end_tensor_inputs` has {sorted(unknown)}, but offers {self._callback_tensor_inputs}."
+            )
+        device = self._execution_device
+        if class_labels is not None:
+            class_labels = torch.as_tensor(class_labels, device=device).reshape(-1)
+        batch_size = self._resolve_batch_size(batch_size, class_labels, latents)
+        latents = self._prepare_latents(batch_size, generator, latents, device)
+
+        self.scheduler.set_timesteps(num_inference_steps, device=device)
+        accepted = inspect.signature(self.scheduler.step).parameters
+        step_kwargs = {name: value for name, value in (("eta", eta), ("generator", generator)) if name in accepted}
+        self._num_timesteps = len(self.scheduler.timesteps)
+        for i, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
+            model_output = self._guided_output(latents, t, class_labels, guidance_scale)
+            latents = self.scheduler.step(model_output, t, latents, return_dict=False, **step_kwargs)[0]
+            if callback_on_step_end is not None:
+                tensors = {"latents": latents} if callback_on_step_end_tensor_inputs else {}
+                latents = callback_on_step_end(self, i, t, tensors).pop("latents", latents)
+
+        images = self._decode(latents, output_type)
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    @property
+    def num_timesteps(self) -> int:
+        """Number of steps of the latest call."""
+        return self._num_timesteps
+
+    def _resolve_batch_size(self, batch_size: int | None, class_labels: Tensor | None, latents: Tensor | None) -> int:
+        sizes = {
+            "batch_size": batch_size,
+            "class_labels": None if class_labels is None else len(class_labels),
+            "latents": None if latents is None else len(latents),
+        }
+        sizes = {name: size for name, size in sizes.items() if size is not None}
+        if len(set(sizes.values())) > 1:
+            raise ValueError(f"The number of images is contradictory: {sizes}.")
+        return next(iter(sizes.values()), 1)
+
+    def _prepare_latents(self, batch_size: int, generator: Generators, latents: Tensor | None, device: torch.device) -> Tensor:
+        if isinstance(generator, list) and len(generator) != batch_size:
+            raise ValueError(f"There are {len(generator)} generators for {batch_size} images; give one, or one an image.")
+        size = self.unet.config.sample_size
+        height, width = (size, size) if isinstance(size, int) else size
+        shape = (batch_size, self.unet.config.in_channels, height, width)
+        if latents is None:
+            latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+        elif tuple(latents.shape) != shape:
+            raise ValueError(f"`latents` have the shape {tuple(latents.shape)}, but this model's are {shape}.")
+        dtype = torch.promote_types(latents.dtype, torch.float32)
+        return latents.to(device, dtype) * self.scheduler.init_noise_sigma
+
+    def _guided_output(self, latents: Tensor, t: Tensor, class_labels: Tensor | None, guidance_scale: float) -> Tensor:
+        """The denoiser's output, `(B, C, H, W)` in the dtype of `latents`, with classifier-free guidance where asked for."""
+        sample = self.scheduler.scale_model_input(latents, t)
+        if guidance_scale == 1 or class_labels is None:
+            return self._output(sample, t, class_labels)
+        null_labels = torch.full_like(class_labels, self._null_class())
+        conditional, unconditional = self._output(torch.cat([sample, sample]), t, torch.cat([class_labels, null_labels])).chunk(
+            2
+        )
+        return unconditional + guidance_scale * (conditional - unconditional)
+
+    def _output(self, sample: Tensor, t: Tensor, class_labels: Tensor | None) -> Tensor:
+        timesteps = t.to(sample.device).expand(len(sample))
+        output = self.unet(sample.to(self.unet.dtype), timesteps, class_labels=class_labels, return_dict=False)[0]
+        return output.to(sample.dtype)
+
+    def _null_class(self) -> int:
+        """The label that means none: the last embedding of the denoiser."""
+        config = self.unet.config
+        if config.get("num_class_embeds"):
+            return config.num_class_embeds - 1
+        if config.get("num_embeds_ada_norm"):
+            return config.num_embeds_ada_norm
+        raise ValueError("`guidance_scale` needs a class-conditional denoiser; leave it at 1 for this one.")
+
+    def _decode(self, latents: Tensor, output_type: str):
+        """`argmax_v p(v|z_0)`: the level nearest to `z_0 / alpha_0`. A stock scheduler ends in `x`, where `alpha_0 = 1`."""
+        if output_type == "latent":
+            return latents
+        if isinstance(self.scheduler, VDMScheduler):
+            latents = latents / gaussian.alpha(self.scheduler.gamma_0)
+        num_levels = self.config.num_levels
+        levels = ((latents + 1) * (num_levels / 2) - 0.5).round().clamp(0, num_levels - 1)
+        images = levels / (num_levels - 1)
+        if output_type == "pt":
+            return images
+        images = images.cpu().permute(0, 2, 3, 1).float().numpy()
+        return self.numpy_to_pil(images) if output_type == "pil" else images

@@ -1,0 +1,128 @@
+"""TrainingConfig: every option of a training run."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from .gaussian import PREDICTIONS
+from .noise_schedules import NOISE_SCHEDULES, LearnedChainSchedule, TableSchedule
+
+
+def option(default, help: str, **metadata):
+    """A field of a configuration: its default, its help text, and what else argparse may know of it."""
+    metadata = {"help": help, **metadata}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class TrainingConfig:
+    """
+    Every option of `train_vdm.py`. The defaults are the paper's for CIFAR-10; without a data set, [`DIGITS`] replaces some.
+
+    Raises `ValueError`, naming the option and the remedy, for values that no run can have.
+    """
+
+    # Data
+    dataset_name: str | None = option(None, "A data set on the Hub.")
+    dataset_config_name: str | None = option(None, "Its configuration.")
+    train_data_dir: str | None = option(None, "A folder of images or parquet files. Without either: the embedded digits.")
+    cache_dir: str | None = option(None, "Where downloaded data sets and models are kept.")
+    image_column: str = option("image", "The column of images.")
+    label_column: str | None = option(None, "A column of class labels: trains a class-conditional model.")
+    validation_split: str | None = option(None, "Held-out split. Default: validation or test, else 5 % of the training set.")
+    resolution: int | None = option(None, "Height and width that the images must have. Default: whatever they have.")
+    num_channels: int | None = option(None, "Channels that the images must have. Default: whatever they have.")
+    num_levels: int | None = option(None, "Images are integers in [0, num_levels). Default: what their type can hold.")
+    dataloader_num_workers: int = option(0, "Processes that decode images.")
+
+    # Model
+    pretrained_model_name_or_path: str | None = option(None, "A saved VDM, folder or Hub name, to train on.")
+    block_channels: int = option(128, "Channels of the denoiser.")
+    layers_per_side: int = option(32, "ResNet blocks of the denoiser on each side of its middle.")
+    attention_everywhere: bool = option(False, "Attention after every block, not only in the middle.")
+    norm_num_groups: int = option(32, "Groups of the group normalisations.")
+    dropout: float = option(0.1, "Dropout in the ResNet blocks.")
+    fourier_powers: list[int] | None = option(
+        None, "Exponents n of the Fourier features sin(2^n 2 pi z). Default: periods of one level and of two."
+    )
+    prediction_type: Literal[tuple(PREDICTIONS)] = option("epsilon", "What the denoiser estimates.")
+    noise_schedule: Literal[tuple(name for name in NOISE_SCHEDULES if name != TableSchedule.__name__)] = option(
+        "LearnedMonotoneSchedule", "The noise schedule."
+    )
+    gamma_min: float = option(-13.3, "-log SNR at t = 0; a learned schedule starts here.")
+    gamma_max: float = option(5.0, "-log SNR at t = 1; a learned schedule starts here.")
+    num_timesteps: int | None = option(None, "T of the discrete-time bound. Default: continuous time.")
+    class_dropout: float = option(0.1, "Share of labels replaced by the null class, for classifier-free guidance.")
+
+    # Optimisation
+    max_train_steps: int = option(1_000_000, "Optimiser steps.")
+    train_batch_size: int = option(128, "Images a step and process.")
+    gradient_accumulation_steps: int = option(1, "Batches a step.")
+    learning_rate: float = option(2e-4, "Peak learning rate of the denoiser.")
+    schedule_learning_rate: float = option(1e-3, "Peak learning rate of the noise schedule.")
+    lr_scheduler: str = option("constant_with_warmup", "Learning-rate schedule, by its name in diffusers.")
+    lr_warmup_steps: int = option(1000, "Steps of linear warm-up.")
+    adam_beta1: float = option(0.9, "AdamW's beta1.")
+    adam_beta2: float = option(0.99, "AdamW's beta2.")
+    adam_epsilon: float = option(1e-8, "AdamW's epsilon.")
+    adam_weight_decay: float = option(0.01, "AdamW's weight decay, for the denoiser.")
+    max_grad_norm: float = option(1.0, "Norm to which the denoiser's gradient is clipped.")
+    ema_decay: float = option(0.9999, "Decay of the moving average of the weights, approached as steps go on.")
+    mixed_precision: Literal["no", "fp16", "bf16"] = option("no", "Autocast of the denoiser.")
+    seed: int = option(0, "Of everything random.")
+
+    # Run
+    output_dir: str = option("vdm-model", "Where everything is written.")
+    overwrite_output_dir: bool = option(False, "Replace the run that output_dir holds.")
+    resume_from_checkpoint: str | None = option(None, "'latest', or a checkpoint folder, to go on from.")
+    checkpointing_steps: int = option(5000, "Steps between checkpoints.")
+    checkpoints_total_limit: int | None = option(2, "Checkpoints to keep; older ones are deleted.")
+    logging_steps: int = option(20, "Steps between log entries.")
+    validation_steps: int = option(5000, "Steps between validations and sample grids.")
+    validation_repeats: int = option(1, "Times and noises an image when validating.")
+    final_validation_repeats: int = option(4, "Times and noises an image in the final evaluation.")
+    num_samples: int = option(64, "Images in a sample grid.")
+    num_inference_steps: int = option(250, "Sampling steps of a grid.")
+    report_to: str = option("tensorboard", "Tracker, by its name in Accelerate, 'all' or 'none'.")
+    push_to_hub: bool = option(False, "Upload the finished pipeline.")
+    hub_model_id: str | None = option(None, "Repository to upload to. Default: the name of output_dir.")
+    hub_private_repo: bool = option(False, "Create it as a private one.")
+    hub_token: str | None = option(None, "Access token. Default: the one that you are logged in with.")
+
+    def __post_init__(self):
+        at_least_one = (
+            "max_train_steps", "train_batch_size", "gradient_accumulation_steps", "checkpointing_steps", "logging_steps",
+            "validation_steps", "validation_repeats", "final_validation_repeats", "num_samples", "num_inference_steps",
+        )  # fmt: skip
+        for name in at_least_one:
+            if getattr(self, name) < 1:
+                raise ValueError(f"`--{name}` is {getattr(self, name)}, but must be at least 1.")
+        if not self.gamma_min < self.gamma_max:
+            raise ValueError(
+                f"`--gamma_min` is {self.gamma_min} and `--gamma_max` {self.gamma_max}: gamma is -log SNR, so the first must be"
+                " below the second."
+            )
+        if self.noise_schedule == LearnedChainSchedule.__name__ and self.num_timesteps is None:
+            raise ValueError("`--noise_schedule LearnedChainSchedule` is a chain of T steps: give T as `--num_timesteps`.")
+
+
+DIGITS = {
+    "output_dir": "vdm-digits",
+    "block_channels": 64,
+    "layers_per_side": 2,
+    "norm_num_groups": 8,
+    "gamma_min": -8.0,
+    "max_train_steps": 2000,
+    "train_batch_size": 64,
+    "learning_rate": 4e-3,
+    "lr_scheduler": "cosine",
+    "lr_warmup_steps": 100,
+    "ema_decay": 0.999,
+    "checkpointing_steps": 1000,
+    "validation_steps": 500,
+    "final_validation_repeats": 32,
+    "num_samples": 100,
+    "num_inference_steps": 100,
+}
+"""What replaces the defaults of [`TrainingConfig`] when no data set is named: a model of the digits in minutes on a CPU."""

@@ -1,0 +1,236 @@
+"""VDMUNet2DModel: the denoiser of the paper (section 6 and appendix B), a U-Net that keeps its resolution throughout."""
+
+import math
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.embeddings import Timesteps
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.models.unets.unet_2d import UNet2DOutput
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention, silu
+
+
+class VDMUNet2DModel(ModelMixin, ConfigMixin):
+    r"""
+    The denoiser of Variational Diffusion Models: no down- or up-sampling, Fourier features of the input, and an output that
+    is added to the input.
+
+    It is conditioned on a `timestep` in [0, 1000], fractional, that stands for `gamma` (see `timestep_maps.py`), so it can
+    be called wherever a [`~diffusers.UNet2DModel`] can. The defaults are the paper's CIFAR-10 configuration.
+
+    Parameters:
+        sample_size (`int` or `tuple[int, int]`, *optional*):
+            Height and width of the images that a pipeline samples; the network itself takes any.
+        in_channels (`int`, defaults to 3): Channels of the image.
+        out_channels (`int`, *optional*): Channels of the output. Must equal `in_channels`, which is the default.
+        block_channels (`int`, defaults to 128): Channels of every hidden layer; a multiple of `norm_num_groups`.
+        layers_per_side (`int`, defaults to 32): ResNet blocks on the way in; the way out has one more.
+        attention_everywhere (`bool`, defaults to `False`): Attention after every block, not only in the middle.
+        attention_head_dim (`int`, *optional*): Channels of an attention head. Defaults to one head.
+        fourier_powers (`tuple[int, ...]`, defaults to `(6, 7)`):
+            Exponents n of the features `sin(2ⁿ 2π z)` and `cos(2ⁿ 2π z)` appended to the input `z`. A level of an image with
+            L levels is `2/L` wide; the default, whose finest period is one level, is for 256. Empty for none.
+        dropout (`float`, defaults to 0.1): Dropout within the ResNet blocks.
+        norm_num_groups (`int`, defaults to 32): Groups of the group normalisations.
+        norm_eps (`float`, defaults to 1e-6): Their epsilon.
+        num_class_embeds (`int`, *optional*): Number of classes of a class-conditional model, a null class included.
+        conditioning_dim (`int`, defaults to 1):
+            Number of scalars appended to the time embedding; the official models have one, the augmentation flag.
+    """
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["ResnetBlock", "Attention"]
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int | tuple[int, int] | None = 32,
+        in_channels: int = 3,
+        out_channels: int | None = None,
+        block_channels: int = 128,
+        layers_per_side: int = 32,
+        attention_everywhere: bool = False,
+        attention_head_dim: int | None = None,
+        fourier_powers: tuple[int, ...] = (6, 7),
+        dropout: float = 0.1,
+        norm_num_groups: int = 32,
+        norm_eps: float = 1e-6,
+        num_class_embeds: int | None = None,
+        conditioning_dim: int = 1,
+    ):
+        super().__init__()
+        out_channels = in_channels if out_channels is None else out_channels
+        if out_channels != in_channels:
+            raise ValueError(
+                f"`out_channels` is {out_channels} and `in_channels` {in_channels}, but they must be equal: the output is added"
+                " to the input."
+            )
+        if block_channels % norm_num_groups:
+            raise ValueError(
+                f"`block_channels` ({block_channels}) must be a multiple of `norm_num_groups` ({norm_num_groups})."
+            )
+        if block_channels % (attention_head_dim or block_channels):
+            raise ValueError(
+                f"`block_channels` ({block_channels}) must be a multiple of `attention_head_dim` ({attention_head_dim})."
+            )
+        embedding_dim = 4 * block_channels
+
+        self.time_proj = Timesteps(block_channels, flip_sin_to_cos=False, downscale_freq_shift=1)
+        self.embedding = nn.Sequential(
+            nn.Linear(block_channels + conditioning_dim, embedding_dim),
+            nn.SiLU(),
+            nn.Linear(embedding_dim, embedding_dim),
+        )
+        self.class_embedding = nn.Embedding(num_class_embeds, embedding_dim) if num_class_embeds else None
+
+        def resnet(channels: int = block_channels) -> ResnetBlock:
+            return ResnetBlock(channels, block_channels, embedding_dim, dropout, norm_num_groups, norm_eps)
+
+        def attention() -> Attention:
+            return Attention(block_channels, attention_head_dim or block_channels, norm_num_groups, norm_eps)
+
+        def side(num_blocks: int, channels: int) -> nn.ModuleList:
+            return nn.ModuleList(
+                Stage(resnet(channels), attention() if attention_everywhere else None) for _ in range(num_blocks)
+            )
+
+        features = in_channels * (1 + 2 * len(fourier_powers))
+        self.conv_in = nn.Conv2d(features, block_channels, 3, padding=1)
+        self.down = side(layers_per_side, block_channels)
+        self.mid = nn.ModuleList([Stage(resnet(), attention()), Stage(resnet(), None)])
+        self.up = side(layers_per_side + 1, 2 * block_channels)
+        self.norm_out = nn.GroupNorm(norm_num_groups, block_channels, norm_eps)
+        self.conv_out = nn.Conv2d(block_channels, out_channels, 3, padding=1)
+        self.gradient_checkpointing = False
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """LeCun-normal weights and zero biases; whatever is added to a residual stream starts at zero."""
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Conv2d)):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for module in self.modules():
+            if isinstance(module, ResnetBlock):
+                nn.init.zeros_(module.conv2.weight)
+                nn.init.zeros_(module.cond_proj.weight)
+            elif isinstance(module, Attention):
+                nn.init.zeros_(module.to_out.weight)
+        nn.init.zeros_(self.conv_out.weight)
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor | float,
+        class_labels: Tensor | None = None,
+        conditioning: Tensor | None = None,
+        return_dict: bool = True,
+    ) -> UNet2DOutput | tuple[Tensor]:
+        """
+        Args:
+            sample (`Tensor` of shape `(B, C, H, W)`): The noisy images `z_t`.
+            timestep (`Tensor` of shape `()` or `(B,)`, or `float`): What `gamma_t` is mapped to, fractional.
+            class_labels (`Tensor` of shape `(B,)`, *optional*): Needed if the model is class-conditional.
+            conditioning (`Tensor` of shape `(B, conditioning_dim)`, *optional*): Defaults to zeros.
+            return_dict (`bool`, defaults to `True`): [`UNet2DOutput`] or a plain tuple.
+
+        Returns:
+            The output, shaped as `sample` and in its dtype; what it estimates is the pipeline's `prediction_type`.
+        """
+        embedding = self._embed(sample, timestep, class_labels, conditioning)
+        hidden = self.conv_in(self._with_fourier_features(sample))
+        skips = [hidden]
+        for stage in self.down:
+            hidden = self._run(stage, hidden, embedding)
+            skips.append(hidden)
+        for stage in self.mid:
+            hidden = self._run(stage, hidden, embedding)
+        for stage in self.up:
+            hidden = self._run(stage, torch.cat([hidden, skips.pop()], dim=1), embedding)
+        output = sample + self.conv_out(silu(self.norm_out(hidden)))
+        return UNet2DOutput(sample=output) if return_dict else (output,)
+
+    def _run(self, stage: nn.Module, hidden: Tensor, embedding: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and self.gradient_checkpointing:
+            return self._gradient_checkpointing_func(stage, hidden, embedding)
+        return stage(hidden, embedding)
+
+    def _embed(
+        self, sample: Tensor, timestep: Tensor | float, class_labels: Tensor | None, conditioning: Tensor | None
+    ) -> Tensor:
+        """The conditioning vector that every block receives, `(B, 4 * block_channels)`."""
+        batch_size = sample.shape[0]
+        timestep = torch.as_tensor(timestep, device=sample.device).expand(batch_size)
+        if conditioning is None:
+            conditioning = sample.new_zeros(batch_size, self.config.conditioning_dim)
+        embedding = torch.cat([self.time_proj(timestep).to(sample.dtype), conditioning.to(sample.dtype)], dim=1)
+        embedding = self.embedding(embedding)
+        if self.class_embedding is not None:
+            if class_labels is None:
+                raise ValueError("This denoiser is class-conditional (`num_class_embeds` is set): give `class_labels`.")
+            embedding = embedding + self.class_embedding(class_labels)
+        elif class_labels is not None:
+            raise ValueError("`class_labels` were given, but this denoiser is unconditional (`num_class_embeds` is not set).")
+        return silu(embedding)
+
+    def _with_fourier_features(self, sample: Tensor) -> Tensor:
+        """`z` with `sin` and `cos` of `2ⁿ 2π z` appended, in float32 where the sample is in half precision (appendix C)."""
+        if not self.config.fourier_powers:
+            return sample
+        frequencies = [2.0**power * 2 * math.pi for power in self.config.fourier_powers]
+        angles = torch.stack([sample.float() * frequency for frequency in frequencies], dim=2).flatten(1, 2)
+        return torch.cat([sample, angles.sin().to(sample.dtype), angles.cos().to(sample.dtype)], dim=1)
+
+
+class Stage(nn.Module):
+    """A ResNet block, with attention after it or without."""
+
+    def __init__(self, resnet: "ResnetBlock", attention: "Attention | None"):
+        super().__init__()
+        self.resnet, self.attention = resnet, attention
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        x = self.resnet(x, embedding)
+        return x if self.attention is None else self.attention(x)
+
+
+class ResnetBlock(nn.Module):
+    """`x + conv2(conv1(x) + projected embedding)`, normalised before each convolution."""
+
+    def __init__(self, in_channels: int, out_channels: int, embedding_dim: int, dropout: float, groups: int, eps: float):
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, in_channels, eps)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.cond_proj = nn.Linear(embedding_dim, out_channels, bias=False)
+        self.norm2 = nn.GroupNorm(groups, out_channels, eps)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        h = self.conv1(silu(self.norm1(x))) + self.cond_proj(embedding)[:, :, None, None]
+        h = self.conv2(self.dropout(silu(self.norm2(h))))
+        return self.shortcut(x) + h
+
+
+class Attention(nn.Module):
+    """Self-attention over the pixels, `(B, C, H, W)` to the same shape, added to its input."""
+
+    def __init__(self, channels: int, head_dim: int, groups: int, eps: float):
+        super().__init__()
+        self.head_dim = head_dim
+        self.norm = nn.GroupNorm(groups, channels, eps)
+        self.to_q = nn.Linear(channels, channels)
+        self.to_k = nn.Linear(channels, channels)
+        self.to_v = nn.Linear(channels, channels)
+        self.to_out = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.norm(x).flatten(2).transpose(1, 2)
+        query, key, value = (
+            project(tokens).unflatten(2, (-1, self.head_dim)).transpose(1, 2) for project in (self.to_q, self.to_k, self.to_v)
+        )
+        attended = scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+        return x + self.to_out(attended).transpose(1, 2).unflatten(2, x.shape[2:])

@@ -1,0 +1,231 @@
+"""VDM = denoiser + noise schedule -> the three terms of the variational bound (Kingma et al. 2021, section 3 and 4)."""
+
+import os
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from . import gaussian
+from .noise_schedules import NOISE_SCHEDULES, NoiseSchedule
+from .scheduling_vdm import VDMScheduler
+from .timestep_maps import AffineTimesteps
+
+
+if TYPE_CHECKING:
+    from .pipeline_vdm import VDMPipeline
+
+
+LOG_2 = 0.6931471805599453
+
+
+class VDMLoss(NamedTuple):
+    """The negative variational bound of each image, `-VLB(x) = prior + reconstruction + diffusion` (section 3.5).
+
+    Attributes:
+        prior (`Tensor` of shape `(B,)`): `KL(q(z_1|x) || p(z_1))`, prior matching, in nats.
+        reconstruction (`Tensor` of shape `(B,)`): an estimate of `E_q[-log p(x|z_0)]` from one draw, in nats.
+        diffusion (`Tensor` of shape `(B,)`): an estimate of the denoising-matching term from one time and draw, in nats.
+        num_dims (`int`): number of dimensions of an image, `C·H·W`.
+    """
+
+    prior: Tensor
+    reconstruction: Tensor
+    diffusion: Tensor
+    num_dims: int
+
+    @property
+    def nats(self) -> Tensor:
+        """Their sum, `(B,)`, in nats per image."""
+        return self.prior + self.reconstruction + self.diffusion
+
+    @property
+    def bits_per_dim(self) -> Tensor:
+        """Their sum, `(B,)`, in bits per dimension."""
+        return self.nats / (self.num_dims * LOG_2)
+
+
+class VDM(nn.Module):
+    r"""
+    A variational diffusion model: what is trained, as one module.
+
+    Prepare it with Accelerate as a whole: the schedule's parameters are reached only through this module's `forward`.
+
+    Args:
+        unet (`nn.Module`): The denoiser, called as `unet(z_t, timestep, class_labels=..., return_dict=False)[0]`: a
+            [`VDMUNet2DModel`], a [`~diffusers.UNet2DModel`], a [`~diffusers.DiTTransformer2DModel`], ...
+        noise_schedule ([`NoiseSchedule`]): Fixed or learnable.
+        prediction_type (`str`, defaults to `"epsilon"`): What the denoiser estimates: `"epsilon"`, `"sample"`, `"score"` or
+            `"v_prediction"`.
+        num_levels (`int`, defaults to 256): Images are integers in `[0, num_levels)`.
+        num_timesteps (`int`, *optional*): T of the discrete-time bound; `None`, the default, is continuous time.
+        timestep_map ([`AffineTimesteps`], *optional*): What the denoiser is told of gamma. Defaults to a VDM's,
+            `1000 (gamma - gamma_min) / (gamma_max - gamma_min)` with the schedule's configured constants.
+
+    Raises:
+        `ValueError`: for an unknown `prediction_type`, `num_levels < 2` or `num_timesteps < 1`.
+    """
+
+    def __init__(
+        self,
+        unet: nn.Module,
+        noise_schedule: NoiseSchedule,
+        prediction_type: str = "epsilon",
+        num_levels: int = 256,
+        num_timesteps: int | None = None,
+        timestep_map: AffineTimesteps | None = None,
+    ):
+        super().__init__()
+        gaussian.check_prediction_type(prediction_type)
+        if num_levels < 2:
+            raise ValueError(f"`num_levels` is {num_levels}, but an image needs at least two.")
+        if num_timesteps is not None and num_timesteps < 1:
+            raise ValueError(f"`num_timesteps` is {num_timesteps}, but must be at least 1, or `None` for continuous time.")
+        self.unet = unet
+        self.noise_schedule = noise_schedule
+        self.prediction_type = prediction_type
+        self.num_levels = num_levels
+        self.num_timesteps = num_timesteps
+        self.timestep_map = timestep_map or AffineTimesteps(noise_schedule.gamma_min, noise_schedule.gamma_max)
+
+    def forward(
+        self,
+        images: Tensor,
+        class_labels: Tensor | None = None,
+        times: Tensor | None = None,
+        noise: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> VDMLoss:
+        """
+        Args:
+            images (`Tensor` of shape `(B, C, H, W)`): Integers in `[0, num_levels)`, of an integer dtype.
+            class_labels (`Tensor` of shape `(B,)`, *optional*): Passed on to the denoiser.
+            times (`Tensor` of shape `(B,)`, *optional*): One time in [0, 1] an image. Defaults to [`stratified_times`].
+            noise (`Tensor` of shape `(2, B, C, H, W)`, *optional*): Standard normal, for `z_0` and for `z_t`.
+            generator (`torch.Generator`, *optional*): Source of `times` and `noise` where they aren't given; defaults to the
+                global one of their device.
+
+        Returns:
+            [`VDMLoss`], in float32 at least.
+        """
+        x = self.scale(images)
+        if times is None:
+            times = stratified_times(torch.rand((), generator=generator, device=x.device), len(x))
+        if noise is None:
+            noise = torch.randn(2, *x.shape, generator=generator, device=x.device, dtype=x.dtype)
+        return VDMLoss(
+            prior=self.prior(x),
+            reconstruction=self.reconstruction(images, noise[0]),
+            diffusion=self.diffusion(x, times, noise[1], class_labels),
+            num_dims=x[0].numel(),
+        )
+
+    def scale(self, images: Tensor) -> Tensor:
+        """Integer images as data in (-1, 1), the midpoints of `num_levels` bins: `x = 2 (v + ½) / num_levels - 1`."""
+        if images.is_floating_point() or images.is_complex() or images.dtype == torch.bool:
+            raise TypeError(f"`images` must be integers in [0, {self.num_levels}), but they are {images.dtype}.")
+        return self._level(images.to(self.noise_schedule.dtype))
+
+    def _level(self, v: Tensor) -> Tensor:
+        return (2 * v + 1) / self.num_levels - 1
+
+    def prior(self, x: Tensor) -> Tensor:
+        """Prior matching, `KL(q(z_1|x) || N(0, I))`, `(B,)`, in nats."""
+        gamma_1 = self.noise_schedule(x.new_ones(()))
+        return gaussian.prior_kl(x, gamma_1).flatten(1).sum(1)
+
+    def reconstruction(self, images: Tensor, eps: Tensor) -> Tensor:
+        """`-log p(x|z_0)` at `z_0 = alpha_0 x + sigma_0 eps`, `(B,)`, in nats.
+
+        `p(v|z_0) ∝ N(z_0; alpha_0 x_v, sigma_0²)` for every element and level v (section 3.3), normalised over the levels.
+        """
+        gamma_0 = self.noise_schedule(eps.new_zeros(()))
+        levels = self._level(torch.arange(self.num_levels, device=eps.device, dtype=gamma_0.dtype))
+        noisy = self.scale(images) + torch.exp(gamma_0 / 2) * eps  # z_0 / alpha_0
+        log_p = -0.5 * torch.exp(-gamma_0) * (noisy[..., None] - levels) ** 2
+        log_p = log_p.log_softmax(-1).gather(-1, images[..., None].long()).squeeze(-1)
+        return -log_p.flatten(1).sum(1)
+
+    def diffusion(self, x: Tensor, times: Tensor, eps: Tensor, class_labels: Tensor | None = None) -> Tensor:
+        """Denoising matching at `z_t = alpha_t x + sigma_t eps`, `(B,)`, in nats: its expectation over `times` is the term.
+
+        `½ γ'(t) ||eps - eps_hat||²` in continuous time (section 5), `½ T expm1(γ(t) - γ(s)) ||eps - eps_hat||²` for T steps
+        (section 4).
+        """
+        gamma_t, weight = self._diffusion_weight(times)
+        z_t = gaussian.diffuse(x, eps, gamma_t)
+        error = gaussian.target(self.prediction_type, x, eps, gamma_t) - self.denoise(z_t, gamma_t, class_labels)
+        weight = weight * gaussian.epsilon_error_scale(self.prediction_type, gamma_t) ** 2
+        return weight * (error**2).flatten(1).sum(1)
+
+    def _diffusion_weight(self, times: Tensor) -> tuple[Tensor, Tensor]:
+        """`gamma_t` and the factor of `||eps - eps_hat||²`, each `(B,)`; in discrete time `t` is rounded up to the chain."""
+        if self.num_timesteps is None:
+            gamma_t, slope = self.noise_schedule.with_derivative(times)
+            return gamma_t, 0.5 * slope
+        i = (times * self.num_timesteps).ceil().clamp(min=1)
+        gamma_s, gamma_t = self.noise_schedule(torch.stack([i - 1, i]) / self.num_timesteps)
+        return gamma_t, self.num_timesteps * gaussian.denoising_kl_weight(gamma_s, gamma_t)
+
+    def denoise(self, z_t: Tensor, gamma_t: Tensor, class_labels: Tensor | None = None) -> Tensor:
+        """The denoiser's output at `z_t` `(B, C, H, W)` of noise level `gamma_t` `(B,)`, in the dtype of `z_t`."""
+        return self.unet(z_t, self.timestep_map(gamma_t), class_labels=class_labels, return_dict=False)[0].to(z_t.dtype)
+
+    def to_scheduler(self) -> VDMScheduler:
+        """A scheduler with the present state of the noise schedule."""
+        return VDMScheduler.from_noise_schedule(
+            self.noise_schedule,
+            prediction_type=self.prediction_type,
+            gamma_min=self.timestep_map.gamma_min,
+            gamma_max=self.timestep_map.gamma_max,
+            num_train_timesteps=self.timestep_map.num_train_timesteps,
+        )
+
+    def to_pipeline(self) -> "VDMPipeline":
+        """A pipeline that shares the denoiser and has the present state of the noise schedule."""
+        from .pipeline_vdm import VDMPipeline
+
+        return VDMPipeline(self.unet, self.to_scheduler(), num_levels=self.num_levels)
+
+    @classmethod
+    def from_pipeline(
+        cls, pipeline: "VDMPipeline", noise_schedule: NoiseSchedule | None = None, num_timesteps: int | None = None
+    ) -> "VDM":
+        """The model that a pipeline samples, sharing its denoiser.
+
+        Its noise schedule is the scheduler's table, fixed, unless another is given to train on with.
+        """
+        scheduler = VDMScheduler.from_config(pipeline.scheduler.config)
+        return cls(
+            pipeline.unet,
+            noise_schedule or scheduler.noise_schedule,
+            prediction_type=scheduler.config.prediction_type,
+            num_levels=pipeline.config.num_levels,
+            num_timesteps=num_timesteps,
+            timestep_map=scheduler.timestep_map,
+        )
+
+    def save_pretrained(self, save_directory: str | os.PathLike) -> None:
+        """Save the pipeline, and beside it, in `noise_schedule/`, the schedule as a module for whoever trains on."""
+        self.to_pipeline().save_pretrained(save_directory)
+        self.noise_schedule.save_pretrained(os.path.join(save_directory, "noise_schedule"))
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike, num_timesteps: int | None = None, **kwargs
+    ) -> "VDM":
+        """Load what [`~VDM.save_pretrained`] wrote, from a folder or the Hub; `kwargs` go to the loaders."""
+        from .pipeline_vdm import VDMPipeline
+
+        source = {"pretrained_model_name_or_path": pretrained_model_name_or_path, "subfolder": "noise_schedule"}
+        config = NoiseSchedule.load_config(**source, **kwargs)
+        schedule = NOISE_SCHEDULES[config["_class_name"]].from_pretrained(**source, **kwargs)
+        return cls.from_pipeline(VDMPipeline.from_pretrained(pretrained_model_name_or_path, **kwargs), schedule, num_timesteps)
+
+
+def stratified_times(u: Tensor, batch_size: int) -> Tensor:
+    """`(u + k / batch_size) mod 1` for k = 0, ..., batch_size - 1, shape `(batch_size,)`: one uniform draw `u`, spread evenly.
+
+    Every time is uniform on [0, 1), so an average over the batch is unbiased, at a fraction of the variance (appendix I.1).
+    """
+    return (u + torch.arange(batch_size, device=u.device) / batch_size) % 1
