@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 
-import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin, ProjectConfiguration, set_seed
@@ -67,8 +66,8 @@ def main() -> None:
         histogram = histogram_bits_per_dim(data.train, data.validation, data.num_levels)
     with timed(seconds, "sampling"):
         save_samples(vdm, config, output_dir / "samples.png")
-    examples = torch.stack([data.validation[i]["images"] for i in range(min(4, len(data.validation)))])
-    save_forward_process(vdm.scale(examples), vdm.noise_schedule, output_dir / "forward_process.png")
+    example = data.validation[0]["images"][None]
+    save_forward_process(vdm.scale(example), vdm.noise_schedule, output_dir / "forward_process.png")
     save_noise_schedule(initial_schedule, vdm.noise_schedule, output_dir / "noise_schedule.png")
     save_training_curve(trainer.history.training, trainer.history.validation, output_dir / "training_curve.png")
 

@@ -13,6 +13,7 @@ from .noise_schedules import (
     LearnedChainSchedule,
     LearnedLinearSchedule,
     LearnedMonotoneSchedule,
+    LearnedUnpinnedSchedule,
     LinearSchedule,
     NoiseSchedule,
     SigmoidSchedule,
@@ -40,6 +41,7 @@ __all__ = [
     "LearnedLinearSchedule",
     "LearnedMonotoneSchedule",
     "LearnedChainSchedule",
+    "LearnedUnpinnedSchedule",
 ]
 
 

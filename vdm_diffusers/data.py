@@ -3,6 +3,7 @@
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -158,13 +159,15 @@ def load_images(
 def _load_splits(name: str | None, folder: str | None, config_name: str | None, cache_dir: str | None):
     from datasets import load_dataset
 
-    option = "--dataset_name" if name is not None else "--train_data_dir"
+    if folder is not None and not Path(folder).is_dir():
+        raise ValueError(f"`--train_data_dir` {folder!r} is no folder: give one of images or parquet files.")
+    option, source = ("--dataset_name", name) if folder is None else ("--train_data_dir", folder)
     try:
-        return load_dataset(name if name is not None else folder, config_name, cache_dir=cache_dir)
+        return load_dataset(source, config_name, cache_dir=cache_dir)
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
-            f"`{option}` {name or folder!r} could not be loaded: {reason} Give the name of a data set on the Hub as"
+            f"`{option}` {source!r} could not be loaded: {reason} Give the name of a data set on the Hub as"
             " `--dataset_name`, or a folder of images or parquet files as `--train_data_dir`."
         ) from error
 

@@ -4,6 +4,7 @@ import math
 import os
 
 import PIL.Image
+import PIL.ImageOps
 import torch
 from diffusers.utils import make_image_grid
 from torch import Tensor
@@ -16,8 +17,8 @@ Path = str | os.PathLike
 
 
 def save_image_grid(images: list[PIL.Image.Image], path: Path, columns: int, min_size: int = 64) -> None:
-    """Write images as a grid of that many columns, each enlarged by a whole factor to at least `min_size` pixels."""
-    images = [_enlarge(image, min_size) for image in images]
+    """Write images as a grid of that many columns, each enlarged by a whole factor to at least `min_size` pixels and framed."""
+    images = [PIL.ImageOps.expand(_enlarge(image, min_size), border=4, fill="gray") for image in images]
     rows = math.ceil(len(images) / columns)
     images += [PIL.Image.new(images[0].mode, images[0].size)] * (rows * columns - len(images))
     make_image_grid(images, rows, columns).save(path)
@@ -30,7 +31,7 @@ def _enlarge(image: PIL.Image.Image, min_size: int) -> PIL.Image.Image:
 
 @torch.no_grad()
 def save_forward_process(x: Tensor, schedule: NoiseSchedule, path: Path, num_times: int = 9, seed: int = 0) -> None:
-    """Write `z_t ~ q(z_t|x)` of a few images at equidistant times, one row an image: the forward process (seed figure 1).
+    """Write `z_t ~ q(z_t|x)` at equidistant times, one row an image and one noise a row: the forward process.
 
     Args:
         x (`Tensor` of shape `(B, C, H, W)`): Data in (-1, 1), with 1, 3 or 4 channels; of others the first is shown.

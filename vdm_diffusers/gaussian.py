@@ -3,9 +3,9 @@
     alpha² = sigmoid(-gamma)    sigma² = sigmoid(gamma)    SNR = alpha² / sigma² = exp(-gamma)
 
 Nothing here knows where a gamma came from. Throughout, `s < t`: t = 0 is data and t = 1 is noise. A `gamma` is a scalar
-tensor or one value per image, `(B,)`; it is broadcast against images `(B, C, H, W)`. Sections are those of Kingma et al.
-2021, "Variational Diffusion Models". `1 - alpha²` is never formed: every coefficient goes through `sigmoid`, `softplus` or `expm1`,
-so it keeps its relative precision at both ends of the diffusion.
+tensor or one value per image, `(B,)`; it is broadcast against images `(B, C, H, W)`. `1 - alpha²` is never formed: every
+coefficient goes through `sigmoid`, `softplus` or `expm1`, so it keeps its relative precision at both ends of the diffusion.
+Sections are those of Kingma et al. 2021, "Variational Diffusion Models".
 """
 
 from collections.abc import Callable
@@ -36,7 +36,7 @@ def snr(gamma: Tensor) -> Tensor:
 
 
 def diffuse(x: Tensor, eps: Tensor, gamma_t: Tensor) -> Tensor:
-    """A sample of `q(z_t|x) = N(alpha_t x, sigma_t² I)` (section 3.1), by reparameterisation with the noise `eps`, shaped as `x`."""
+    """A sample of `q(z_t|x) = N(alpha_t x, sigma_t² I)` (section 3.1) made of the noise `eps`, all shaped as `x`."""
     gamma_t = expand(gamma_t, x)
     return alpha(gamma_t) * x + sigma(gamma_t) * eps
 

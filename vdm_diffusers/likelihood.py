@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from .vdm import LOG_2, VDM, stratified_times
+from .vdm import LOG_2, VDM, evaluating, stratified_times
 
 
 @dataclass
@@ -50,17 +50,15 @@ def variational_bound(
         seed (`int`, defaults to 0): Of the draws.
         device (`str` or `torch.device`, defaults to `"cpu"`): Where the model is.
     """
-    was_training = vdm.training
-    vdm.eval()
     times = _shuffled_times(num_repeats, len(dataset), seed)
     bits = torch.zeros(3, len(dataset), dtype=torch.float64)
     for rows, images, labels in _batches(dataset, batch_size, device):
         noise = _noise(rows, num_repeats, images.shape[1:], seed)
         for repeat in range(num_repeats):
-            loss = vdm(images, labels, times[repeat, rows].to(device), noise[:, repeat].to(device))
+            with evaluating(vdm):
+                loss = vdm(images, labels, times[repeat, rows].to(device), noise[:, repeat].to(device))
             terms = torch.stack([loss.prior, loss.reconstruction, loss.diffusion])
             bits[:, rows] += terms.double().cpu() / (num_repeats * loss.num_dims * LOG_2)
-    vdm.train(was_training)
     prior, reconstruction, diffusion = bits.mean(1).tolist()
     return VariationalBound(
         bits_per_dim=bits.sum(0).mean().item(),
@@ -80,7 +78,7 @@ def _shuffled_times(num_repeats: int, num_images: int, seed: int) -> Tensor:
 
 def _batches(dataset: Dataset, batch_size: int, device: str | torch.device) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
     start = 0
-    for batch in DataLoader(dataset, batch_size):
+    for batch in DataLoader(dataset, batch_size, generator=torch.Generator()):  # leaves the global generator alone
         images, labels = batch["images"].to(device), batch.get("class_labels")
         yield slice(start, start + len(images)), images, None if labels is None else labels.to(device)
         start += len(images)

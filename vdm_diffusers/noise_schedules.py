@@ -290,6 +290,38 @@ class LearnedChainSchedule(PinnedSchedule):
         return monotone_cubic(torch.linspace(0, 1, len(knots), dtype=t.dtype, device=t.device), knots, t)
 
 
+class LearnedUnpinnedSchedule(NoiseSchedule):
+    """A line plus a monotone network, not renormalised, as in the authors' code: its end points are wherever learning goes.
+
+    `gamma(t) = intercept + |slope| t + mean_k |weight_k| tanh((|rate_k| (2t - 1) + shift_k) / 2)`, k = 1, ..., `num_features`,
+    which may be 0. It begins as that code begins: at `gamma_min` and `gamma_max` up to 1e-4.
+
+    Raises `ValueError` unless `gamma_min < gamma_max`.
+    """
+
+    @register_to_config
+    def __init__(self, gamma_min: float = -13.3, gamma_max: float = 5.0, num_features: int = 1024):
+        super().__init__()
+        if not gamma_min < gamma_max:
+            raise ValueError(f"`gamma_min` ({gamma_min}) must be below `gamma_max` ({gamma_max}): gamma is -log SNR.")
+        self.intercept = nn.Parameter(torch.tensor(float(gamma_min)))
+        self.slope = nn.Parameter(torch.tensor(float(gamma_max - gamma_min)))
+        if num_features:
+            self.rate = nn.Parameter(0.01 * torch.randn(num_features))
+            self.shift = nn.Parameter(torch.zeros(num_features))
+            self.weight = nn.Parameter(0.01 * torch.randn(num_features))
+
+    def forward(self, t: Tensor) -> Tensor:
+        t = at_least_float32(t)
+        with torch.autocast(t.device.type, enabled=False):
+            line = self.intercept + self.slope.abs() * t
+            return line + self._network(t) if self.config.num_features else line
+
+    def _network(self, t: Tensor) -> Tensor:
+        features = torch.tanh((self.rate.abs() * (2 * t[..., None] - 1) + self.shift) / 2)
+        return (self.weight.abs() * features).mean(-1)
+
+
 NOISE_SCHEDULES: dict[str, type[NoiseSchedule]] = {
     schedule.__name__: schedule
     for schedule in (
@@ -301,6 +333,7 @@ NOISE_SCHEDULES: dict[str, type[NoiseSchedule]] = {
         LearnedLinearSchedule,
         LearnedMonotoneSchedule,
         LearnedChainSchedule,
+        LearnedUnpinnedSchedule,
     )
 }
 """Every schedule by its name, as options and saved configurations give it."""

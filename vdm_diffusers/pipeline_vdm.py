@@ -10,6 +10,7 @@ from torch import Tensor
 
 from . import gaussian
 from .scheduling_vdm import VDMScheduler
+from .vdm import evaluating
 
 
 Generators = torch.Generator | list[torch.Generator] | None
@@ -153,7 +154,8 @@ class VDMPipeline(DiffusionPipeline):
 
     def _output(self, sample: Tensor, t: Tensor, class_labels: Tensor | None) -> Tensor:
         timesteps = t.to(sample.device).expand(len(sample))
-        output = self.unet(sample.to(self.unet.dtype), timesteps, class_labels=class_labels, return_dict=False)[0]
+        with evaluating(self.unet):
+            output = self.unet(sample.to(self.unet.dtype), timesteps, class_labels=class_labels, return_dict=False)[0]
         return output.to(sample.dtype)
 
     def _null_class(self) -> int:

@@ -83,6 +83,7 @@ class VDMScheduler(SchedulerMixin, ConfigMixin):
             gammas=list(self.noise_schedule.config.gammas),
             times=list(self.noise_schedule.config.times),
             trained_betas=self._betas().tolist(),
+            _class_name=type(self).__name__,
             _use_default_values=[],
         )
         self.init_noise_sigma = 1.0

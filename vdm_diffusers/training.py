@@ -13,7 +13,7 @@ from accelerate import Accelerator, skip_first_batches
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
 from .data import ImageData
@@ -114,6 +114,7 @@ class Trainer:
             shuffle=True,
             drop_last=True,
             num_workers=config.dataloader_num_workers,
+            generator=torch.Generator(),  # an iterator draws a seed, which must not come from the global generator
         )
         self.model, self.optimizer, self.loader = accelerator.prepare(vdm, optimizer, loader)
         self.ema = EMAModel(vdm.parameters(), decay=config.ema_decay, use_ema_warmup=True, power=0.75, foreach=True)
@@ -137,6 +138,8 @@ class Trainer:
             desc="Training",
             disable=not self.accelerator.is_main_process,
         )
+        if self.history.step == 0:
+            self._validate()
         self.model.train()
         while self.history.step < self.config.max_train_steps:
             self._optimizer_step(batches)
@@ -144,6 +147,7 @@ class Trainer:
                 self._log()
             if self._due(self.config.validation_steps):
                 self._validate()
+                self._sample()
             if self._due(self.config.checkpointing_steps):
                 self._save_checkpoint()
         self.progress.close()
@@ -238,24 +242,36 @@ class Trainer:
             )
 
     def _validate(self) -> None:
-        """Evaluate and sample the moving average of the weights, on the main process."""
+        """Evaluate the moving average of the weights, on the main process."""
         if self.accelerator.is_main_process:
+            images = self.data.validation
+            if self.config.max_validation_images is not None:
+                images = Subset(images, range(min(len(images), self.config.max_validation_images)))
             with self._averaged_weights():
                 bound = variational_bound(
                     self.vdm,
-                    self.data.validation,
+                    images,
                     self.config.validation_repeats,
                     self.config.train_batch_size,
                     self.config.seed,
                     self.accelerator.device,
                 )
-                folder = Path(self.config.output_dir, "samples")
-                folder.mkdir(parents=True, exist_ok=True)
-                save_samples(self.vdm, self.config, folder / f"step-{self.history.step}.png")
             record = {"bits_per_dim": bound.bits_per_dim, "standard_error": bound.standard_error}
             self.history.validation.append({"step": self.history.step} | record)
             self.accelerator.log({f"validation/{name}": value for name, value in record.items()}, self.history.step)
-            self.progress.write(f"step {self.history.step}: {bound.bits_per_dim:.4f} bits/dim on held-out images")
+            self.progress.write(
+                f"step {self.history.step}: {bound.bits_per_dim:.4f} ± {bound.standard_error:.4f} bits/dim on"
+                f" {len(images)} held-out images"
+            )
+        self.accelerator.wait_for_everyone()
+
+    def _sample(self) -> None:
+        """Write a grid of samples of the moving average of the weights, on the main process."""
+        if self.accelerator.is_main_process:
+            folder = Path(self.config.output_dir, "samples")
+            folder.mkdir(parents=True, exist_ok=True)
+            with self._averaged_weights():
+                save_samples(self.vdm, self.config, folder / f"step-{self.history.step}.png")
         self.accelerator.wait_for_everyone()
 
     @contextmanager

@@ -81,6 +81,7 @@ class TrainingConfig:
     logging_steps: int = option(20, "Steps between log entries.")
     validation_steps: int = option(5000, "Steps between validations and sample grids.")
     validation_repeats: int = option(1, "Times and noises an image when validating.")
+    max_validation_images: int | None = option(None, "Held-out images of a validation; the final one takes all.")
     final_validation_repeats: int = option(4, "Times and noises an image in the final evaluation.")
     num_samples: int = option(64, "Images in a sample grid.")
     num_inference_steps: int = option(250, "Sampling steps of a grid.")
@@ -113,7 +114,7 @@ DIGITS = {
     "layers_per_side": 2,
     "norm_num_groups": 8,
     "gamma_min": -8.0,
-    "max_train_steps": 2000,
+    "max_train_steps": 1700,
     "train_batch_size": 64,
     "learning_rate": 4e-3,
     "lr_scheduler": "cosine",
@@ -121,8 +122,9 @@ DIGITS = {
     "ema_decay": 0.999,
     "checkpointing_steps": 1000,
     "validation_steps": 500,
+    "validation_repeats": 8,
     "final_validation_repeats": 32,
-    "num_samples": 100,
+    "num_samples": 64,
     "num_inference_steps": 100,
 }
 """What replaces the defaults of [`TrainingConfig`] when no data set is named: a model of the digits in minutes on a CPU."""

@@ -1,6 +1,8 @@
 """VDM = denoiser + noise schedule -> the three terms of the variational bound (Kingma et al. 2021, section 3 and 4)."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -124,7 +126,13 @@ class VDM(nn.Module):
         """Integer images as data in (-1, 1), the midpoints of `num_levels` bins: `x = 2 (v + ½) / num_levels - 1`."""
         if images.is_floating_point() or images.is_complex() or images.dtype == torch.bool:
             raise TypeError(f"`images` must be integers in [0, {self.num_levels}), but they are {images.dtype}.")
-        return self._level(images.to(self.noise_schedule.dtype))
+        return self._level(images.to(self._dtype))
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        """The denoiser's, but float32 at least."""
+        parameter = next(self.unet.parameters(), None)
+        return torch.float32 if parameter is None else torch.promote_types(parameter.dtype, torch.float32)
 
     def _level(self, v: Tensor) -> Tensor:
         return (2 * v + 1) / self.num_levels - 1
@@ -141,7 +149,7 @@ class VDM(nn.Module):
         """
         gamma_0 = self.noise_schedule(eps.new_zeros(()))
         levels = self._level(torch.arange(self.num_levels, device=eps.device, dtype=gamma_0.dtype))
-        noisy = self.scale(images) + torch.exp(gamma_0 / 2) * eps  # z_0 / alpha_0
+        noisy = self._level(images.to(eps.dtype)) + torch.exp(gamma_0 / 2) * eps  # z_0 / alpha_0
         log_p = -0.5 * torch.exp(-gamma_0) * (noisy[..., None] - levels) ** 2
         log_p = log_p.log_softmax(-1).gather(-1, images[..., None].long()).squeeze(-1)
         return -log_p.flatten(1).sum(1)
@@ -163,7 +171,8 @@ class VDM(nn.Module):
         if self.num_timesteps is None:
             gamma_t, slope = self.noise_schedule.with_derivative(times)
             return gamma_t, 0.5 * slope
-        i = (times * self.num_timesteps).ceil().clamp(min=1)
+        rounding = 2 * torch.finfo(times.dtype).eps  # so that a time i/T means step i
+        i = (times * self.num_timesteps * (1 - rounding)).ceil().clamp(min=1)
         gamma_s, gamma_t = self.noise_schedule(torch.stack([i - 1, i]) / self.num_timesteps)
         return gamma_t, self.num_timesteps * gaussian.denoising_kl_weight(gamma_s, gamma_t)
 
@@ -221,6 +230,17 @@ class VDM(nn.Module):
         config = NoiseSchedule.load_config(**source, **kwargs)
         schedule = NOISE_SCHEDULES[config["_class_name"]].from_pretrained(**source, **kwargs)
         return cls.from_pipeline(VDMPipeline.from_pretrained(pretrained_model_name_or_path, **kwargs), schedule, num_timesteps)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Without dropout while it lasts, then as it was."""
+    was_training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(was_training)
 
 
 def stratified_times(u: Tensor, batch_size: int) -> Tensor:

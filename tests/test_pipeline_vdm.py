@@ -1,0 +1,173 @@
+"""VDMPipeline: the same images after saving, in another process and by every door; guidance, callbacks, decoding."""
+
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler
+
+from vdm_diffusers import VDM, LearnedMonotoneSchedule, VDMPipeline, VDMUNet2DModel
+
+
+def tiny_pipeline(**kwargs) -> VDMPipeline:
+    """A pipeline with random weights and a schedule moved away from its initial state."""
+    torch.manual_seed(0)
+    unet = VDMUNet2DModel(
+        **({"sample_size": (6, 8), "in_channels": 3, "block_channels": 8, "layers_per_side": 1, "norm_num_groups": 4} | kwargs)
+    )
+    schedule = LearnedMonotoneSchedule(num_features=16)
+    for parameter in (*unet.parameters(), *schedule.parameters()):
+        torch.nn.init.normal_(parameter, std=0.3) if parameter.ndim else None
+    torch.nn.init.constant_(schedule.gamma_0, -9.0)
+    pipe = VDM(unet, schedule, num_levels=16).to_pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def images_of(pipe: DiffusionPipeline, **kwargs) -> torch.Tensor:
+    pipe.set_progress_bar_config(disable=True)
+    kwargs = {"generator": torch.Generator().manual_seed(3), "num_inference_steps": 5, "output_type": "pt"} | kwargs
+    return pipe(2, **kwargs).images
+
+
+def test_saved_pipeline_gives_the_same_images_in_another_process(tmp_path):
+    pipe = tiny_pipeline()
+    times = torch.linspace(0, 1, 101, dtype=torch.float64)
+    images, gammas = images_of(pipe), pipe.scheduler.noise_schedule(times)
+    pipe.save_pretrained(tmp_path / "model")
+    script = """
+        import sys, torch
+        from vdm_diffusers import VDMPipeline
+        pipe = VDMPipeline.from_pretrained(sys.argv[1] + "/model")
+        generator = torch.Generator().manual_seed(3)
+        images = pipe(2, generator=generator, num_inference_steps=5, output_type="pt").images
+        gammas = pipe.scheduler.noise_schedule(torch.linspace(0, 1, 101, dtype=torch.float64))
+        torch.save((images, gammas), sys.argv[1] + "/result.pt")
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script), str(tmp_path)], check=True, capture_output=True)
+    other_images, other_gammas = torch.load(tmp_path / "result.pt")
+    assert torch.equal(images, other_images)
+    torch.testing.assert_close(other_gammas, gammas, rtol=0, atol=1e-6)
+
+
+def test_generic_loader_finds_the_class(tmp_path):
+    pipe = tiny_pipeline()
+    pipe.save_pretrained(tmp_path)
+    again = DiffusionPipeline.from_pretrained(tmp_path)
+    assert type(again) is VDMPipeline
+    assert again.config.num_levels == 16
+    assert torch.equal(images_of(again), images_of(pipe))
+
+
+def test_output_types_show_the_same_levels():
+    pipe = tiny_pipeline()
+    tensor = images_of(pipe)
+    assert tensor.shape == (2, 3, 6, 8)
+    levels = tensor * 15
+    torch.testing.assert_close(levels, levels.round(), rtol=0, atol=1e-5)
+    array = images_of(pipe, output_type="np")
+    np.testing.assert_array_equal(array, tensor.permute(0, 2, 3, 1).numpy())
+    pictures = images_of(pipe, output_type="pil")
+    np.testing.assert_array_equal(np.stack(pictures), (array * 255).round().astype(np.uint8))
+
+
+def test_decoder_is_the_likeliest_level():
+    pipe = tiny_pipeline()
+    z_0 = images_of(pipe, output_type="latent")
+    gamma_0 = pipe.scheduler.gamma_0
+    alpha, sigma = torch.sigmoid(-gamma_0).sqrt(), torch.sigmoid(gamma_0).sqrt()
+    levels = 2 * (torch.arange(16) + 0.5) / 16 - 1
+    log_p = torch.distributions.Normal(alpha * levels, sigma).log_prob(z_0[..., None])
+    torch.testing.assert_close(images_of(pipe) * 15, log_p.argmax(-1).float())
+
+
+def test_grey_images_become_grey_pictures():
+    pictures = images_of(tiny_pipeline(in_channels=1), output_type="pil")
+    assert [picture.mode for picture in pictures] == ["L", "L"]
+
+
+def test_latents_and_generators_decide_the_images():
+    pipe = tiny_pipeline()
+    latents = torch.randn(2, 3, 6, 8)
+    first, second = (images_of(pipe, latents=latents, eta=0.0, generator=None) for _ in range(2))
+    assert torch.equal(first, second)
+    kwargs = {"num_inference_steps": 1, "output_type": "latent"}
+    both = images_of(pipe, generator=[torch.Generator().manual_seed(seed) for seed in (1, 2)], **kwargs)
+    alone = pipe(1, generator=torch.Generator().manual_seed(2), **kwargs).images
+    torch.testing.assert_close(both[1:], alone, rtol=1e-3, atol=1e-3)
+
+
+def test_guidance_extrapolates_from_the_null_class():
+    pipe = tiny_pipeline(num_class_embeds=4)
+    labels = torch.tensor([0, 2])
+    latents = torch.randn(2, 3, 6, 8)
+    pipe.scheduler.set_timesteps(1)
+    t = pipe.scheduler.timesteps[0]
+    pipe.unet.eval()
+    with torch.no_grad():
+        conditional = pipe.unet(latents, t, class_labels=labels).sample
+        unconditional = pipe.unet(latents, t, class_labels=torch.tensor([3, 3])).sample
+    guided = unconditional + 2.5 * (conditional - unconditional)
+    expected = pipe.scheduler.step(guided, t, latents, eta=0.0).prev_sample
+    images = pipe(
+        class_labels=[0, 2], guidance_scale=2.5, latents=latents, num_inference_steps=1, eta=0.0, output_type="latent"
+    ).images
+    torch.testing.assert_close(images, expected)
+    kwargs = {"num_inference_steps": 1, "output_type": "latent"}
+    null = images_of(pipe, class_labels=[3, 3], **kwargs)
+    unguided = images_of(pipe, class_labels=[0, 2], guidance_scale=0.0, **kwargs)
+    torch.testing.assert_close(unguided, null, rtol=1e-3, atol=1e-3)
+
+
+def test_callback_sees_and_changes_the_latents():
+    pipe = tiny_pipeline()
+    seen = []
+
+    def callback(pipeline, step, timestep, tensors):
+        seen.append((step, float(timestep)))
+        return {"latents": torch.zeros_like(tensors["latents"])}
+
+    images = images_of(pipe, output_type="latent", callback_on_step_end=callback)
+    assert images.abs().max() == 0
+    assert seen == [(i, float(t)) for i, t in enumerate(pipe.scheduler.timesteps)]
+
+
+@pytest.mark.parametrize("scheduler", [DDIMScheduler, DPMSolverMultistepScheduler])
+def test_stock_samplers_run_and_agree_with_many_steps(scheduler):
+    """Both integrate the same probability-flow ODE, so from the same noise they end near each other."""
+    pipe = tiny_pipeline()
+    latents = torch.randn(2, 3, 6, 8)
+    with torch.no_grad():
+        for parameter in pipe.unet.parameters():
+            parameter *= 0.3
+    kwargs = {"latents": latents, "num_inference_steps": 200, "eta": 0.0, "output_type": "latent", "generator": None}
+    expected = images_of(pipe, **kwargs) / torch.sigmoid(-pipe.scheduler.gamma_0).sqrt()
+    pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
+    torch.testing.assert_close(images_of(pipe, **kwargs), expected.float(), rtol=0.05, atol=0.05)
+
+
+def test_half_precision_denoiser_keeps_float32_latents():
+    pipe = tiny_pipeline().to(torch.bfloat16)
+    assert pipe.dtype == torch.bfloat16
+    latents = images_of(pipe, output_type="latent")
+    assert latents.dtype == torch.float32 and latents.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"output_type": "jpeg"}, "`output_type` is 'jpeg'"),
+        ({"latents": torch.zeros(2, 3, 6, 6)}, "`latents` have the shape"),
+        ({"latents": torch.zeros(3, 3, 6, 8)}, "number of images is contradictory"),
+        ({"generator": [torch.Generator()]}, "1 generators for 2 images"),
+        ({"class_labels": [0, 1]}, "this denoiser is unconditional"),
+        ({"class_labels": [0, 1], "guidance_scale": 2.0}, "needs a class-conditional denoiser"),
+        ({"callback_on_step_end_tensor_inputs": ["prompt"]}, "offers"),
+    ],
+)
+def test_bad_arguments_are_refused(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        images_of(tiny_pipeline(), **kwargs)

@@ -1,0 +1,212 @@
+"""train_vdm.py from end to end on the digits: what it writes, how it resumes, what it refuses."""
+
+import json
+import sys
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+import yaml
+from accelerate.state import AcceleratorState, GradientState, PartialState
+
+import train_vdm
+from vdm_diffusers import VDM, VDMPipeline
+from vdm_diffusers.training import Trainer
+from vdm_diffusers.training_config import DIGITS, TrainingConfig
+
+
+TINY = {
+    "block_channels": 8,
+    "layers_per_side": 1,
+    "norm_num_groups": 4,
+    "train_batch_size": 8,
+    "max_train_steps": 6,
+    "logging_steps": 2,
+    "validation_steps": 3,
+    "validation_repeats": 1,
+    "final_validation_repeats": 1,
+    "checkpointing_steps": 3,
+    "num_samples": 3,
+    "num_inference_steps": 3,
+    "lr_scheduler": "constant",
+    "report_to": "none",
+}
+
+
+@pytest.fixture
+def train(monkeypatch, tmp_path):
+    """Runs `train_vdm.py` in this process with tiny options; its folder is `tmp_path / "out"` unless another is given."""
+
+    def run(*arguments: str, **options) -> None:
+        for state in (AcceleratorState, GradientState, PartialState):
+            state._reset_state() if hasattr(state, "_reset_state") else None
+        options = TINY | {"output_dir": tmp_path / "out"} | options
+        flags = [part for name, value in options.items() for part in (f"--{name}", *str(value).split())]
+        monkeypatch.setattr(sys, "argv", ["train_vdm.py", *flags, *arguments])
+        train_vdm.main()
+
+    return run
+
+
+def parameters(folder) -> dict[str, torch.Tensor]:
+    return VDM.from_pretrained(folder).state_dict()
+
+
+def test_a_run_leaves_a_pipeline_and_its_pictures(train, tmp_path, capsys):
+    train(report_to="tensorboard")
+    out = tmp_path / "out"
+    for picture in ("samples", "forward_process", "noise_schedule", "training_curve", "samples/step-3"):
+        assert np.asarray(PIL.Image.open(out / f"{picture}.png")).std() > 0
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["bits_per_dim"] == pytest.approx(metrics["prior"] + metrics["reconstruction"] + metrics["diffusion"])
+    assert metrics["standard_error"] > 0 and 2.3 < metrics["histogram_bits_per_dim"] < 2.5
+    assert set(metrics["seconds"]) == {"preparation", "training", "evaluation", "sampling"}
+    printed = capsys.readouterr().out
+    assert f"{metrics['bits_per_dim']:.4f} ± {metrics['standard_error']:.4f} bits/dim" in printed
+    assert f"{metrics['bits_per_dim']:.4f}" in (out / "README.md").read_text()
+    assert any((out / "logs").rglob("events.out.tfevents*"))
+    pipe = VDMPipeline.from_pretrained(out)
+    assert pipe(2, num_inference_steps=2).images[0].size == (8, 8)
+
+
+def test_training_lowers_the_bound(train, tmp_path):
+    train(max_train_steps=150, validation_steps=150, logging_steps=10, learning_rate=4e-3, train_batch_size=32)
+    checkpoint = torch.load(tmp_path / "out" / "checkpoint-150" / "custom_checkpoint_2.pkl", weights_only=True)
+    first, last = checkpoint["training"][0], checkpoint["training"][-1]
+    assert last["bits_per_dim"] < 0.5 * first["bits_per_dim"]
+    assert last["gamma_0"] != first["gamma_0"]
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_resumed_run_equals_an_unbroken_one(train, tmp_path, accumulation):
+    options = {"train_batch_size": 400, "gradient_accumulation_steps": accumulation, "validation_steps": 100}
+    train(output_dir=tmp_path / "whole", **options)
+    train(output_dir=tmp_path / "broken", max_train_steps=3, **options)
+    train(output_dir=tmp_path / "broken", resume_from_checkpoint="latest", **options)
+    whole, broken = parameters(tmp_path / "whole"), parameters(tmp_path / "broken")
+    for name, value in whole.items():
+        assert torch.equal(value, broken[name]), name
+
+
+def test_checkpoints_are_rotated(train, tmp_path):
+    train(checkpointing_steps=1, checkpoints_total_limit=2)
+    assert sorted(path.name for path in (tmp_path / "out").glob("checkpoint-*")) == ["checkpoint-5", "checkpoint-6"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"label_column": "label", "num_samples": 10},
+        {"prediction_type": "v_prediction", "noise_schedule": "CosineSchedule"},
+        {"noise_schedule": "LearnedChainSchedule", "num_timesteps": 5},
+        {"noise_schedule": "LearnedLinearSchedule", "attention_everywhere": True, "fourier_powers": "1 2 3"},
+    ],
+)
+def test_other_models_train(train, tmp_path, options):
+    train(**options)
+    vdm = VDM.from_pretrained(tmp_path / "out")
+    assert vdm.prediction_type == options.get("prediction_type", "epsilon")
+    assert type(vdm.noise_schedule).__name__ == options.get("noise_schedule", "LearnedMonotoneSchedule")
+    if "label_column" in options:
+        assert vdm.unet.config.num_class_embeds == 11
+
+
+def test_a_saved_model_is_trained_on(train, tmp_path):
+    train()
+    before = parameters(tmp_path / "out")
+    train(output_dir=tmp_path / "again", pretrained_model_name_or_path=tmp_path / "out", learning_rate=0, max_train_steps=1)
+    after = parameters(tmp_path / "again")
+    for name, value in after.items():
+        if name.startswith("unet."):
+            torch.testing.assert_close(value, before[name], rtol=0, atol=1e-6)
+
+
+def test_a_folder_of_colour_pictures_trains(train, tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / "data" / split).mkdir(parents=True)
+        for i in range(10):
+            PIL.Image.fromarray(np.random.randint(0, 256, (6, 10, 3)).astype(np.uint8)).save(
+                tmp_path / "data" / split / f"{i}.png"
+            )
+    train(train_data_dir=tmp_path / "data", cache_dir=tmp_path / "cache")
+    pipe = VDMPipeline.from_pretrained(tmp_path / "out")
+    assert pipe.config.num_levels == 256
+    assert pipe(1, num_inference_steps=2, output_type="pt").images.shape == (1, 3, 6, 10)
+
+
+def test_options_come_from_a_file_and_then_from_flags(tmp_path):
+    path = tmp_path / "options.yaml"
+    path.write_text(yaml.safe_dump({"dataset_name": "cifar10", "learning_rate": 1e-5, "fourier_powers": [5, 6]}))
+    config = train_vdm.parse_options([str(path), "--learning_rate", "1e-3", "--push_to_hub"])
+    assert (config.dataset_name, config.learning_rate, config.fourier_powers) == ("cifar10", 1e-3, [5, 6])
+    assert config.push_to_hub and config.block_channels == TrainingConfig().block_channels
+    digits = train_vdm.parse_options(["--seed", "3"])
+    assert all(getattr(digits, name) == value for name, value in DIGITS.items())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"gamma_min": 6.0}, "`--gamma_min` is 6.0 and `--gamma_max` 5.0"),
+        ({"max_train_steps": 0}, "`--max_train_steps` is 0"),
+        ({"noise_schedule": "LearnedChainSchedule"}, "give T as `--num_timesteps`"),
+        ({"train_data_dir": "nowhere"}, "`--train_data_dir` 'nowhere' is no folder"),
+        ({"resolution": 28}, "`--resolution` is 28, but the images are 8×8"),
+        ({"num_channels": 3}, "`--num_channels` is 3"),
+        ({"image_column": "image", "label_column": "digit"}, "`--label_column` is 'digit'"),
+        ({"train_batch_size": 2000}, "takes 2000 images at once, but 'digits' has 1500"),
+        ({"resume_from_checkpoint": "latest"}, "there is no such checkpoint"),
+        ({"block_channels": 10}, "`block_channels` .10. must be a multiple of `norm_num_groups`"),
+    ],
+)
+def test_bad_options_end_in_one_sentence_with_nothing_written(train, tmp_path, options, message):
+    with pytest.raises(SystemExit, match=message):
+        train(**options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_unknown_choices_are_refused(train, capsys):
+    with pytest.raises(SystemExit):
+        train(prediction_type="flow")
+    assert "invalid choice: 'flow' (choose from" in capsys.readouterr().err
+
+
+def test_files_with_unknown_options_are_refused(tmp_path):
+    (tmp_path / "options.json").write_text(json.dumps({"learning_rte": 1.0}))
+    with pytest.raises(ValueError, match=r"has \['learning_rte'\]"):
+        train_vdm.parse_options([str(tmp_path / "options.json")])
+
+
+def test_another_run_s_folder_is_left_alone(train, tmp_path):
+    train()
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
+    with pytest.raises(SystemExit, match="holds another run: name another folder"):
+        train()
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
+    train("--overwrite_output_dir", max_train_steps=1)
+    assert not (tmp_path / "out" / "checkpoint-6").exists()
+
+
+def test_a_folder_of_something_else_is_never_overwritten(train, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("years")
+    with pytest.raises(SystemExit, match="holds something other than a run"):
+        train("--overwrite_output_dir")
+    assert (tmp_path / "out" / "thesis.tex").read_text() == "years"
+
+
+def test_a_loss_that_is_not_finite_names_the_step_and_the_last_checkpoint(train, tmp_path, monkeypatch):
+    optimizer_step = Trainer._optimizer_step
+
+    def poisoned(self, batches):
+        if self.history.step == 4:
+            self.vdm.unet.conv_out.bias.data.fill_(float("nan"))
+        optimizer_step(self, batches)
+
+    monkeypatch.setattr(Trainer, "_optimizer_step", poisoned)
+    with pytest.raises(SystemExit, match="not finite at step 5. The last good checkpoint is .*checkpoint-3;"):
+        train()
+    assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-3"]
+    state = torch.load(tmp_path / "out" / "checkpoint-3" / "custom_checkpoint_1.pkl", weights_only=True)
+    assert all(value.isfinite().all() for value in state["shadow_params"])

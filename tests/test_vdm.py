@@ -1,0 +1,274 @@
+"""The three terms of the bound: closed forms for Gaussian data, and the contract of `VDM.forward`."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DiTTransformer2DModel, UNet2DModel
+from gaussian_model import (
+    COVARIANCE,
+    MEAN,
+    GaussianDenoiser,
+    continuous_diffusion_loss,
+    cubature,
+    discrete_diffusion_loss,
+)
+from torch.distributions import MultivariateNormal, kl_divergence
+
+from vdm_diffusers import (
+    VDM,
+    CosineSchedule,
+    LearnedChainSchedule,
+    LearnedMonotoneSchedule,
+    LinearSchedule,
+    VDMPipeline,
+    VDMUNet2DModel,
+)
+from vdm_diffusers.gaussian import PREDICTIONS
+from vdm_diffusers.timestep_maps import AffineTimesteps
+from vdm_diffusers.vdm import stratified_times
+
+
+def gaussian_vdm(schedule=None, prediction_type="epsilon", **kwargs) -> VDM:
+    schedule = (schedule or CosineSchedule(gamma_min=-6.0, gamma_max=4.0)).double()
+    denoiser = GaussianDenoiser(AffineTimesteps(schedule.gamma_min, schedule.gamma_max), prediction_type)
+    return VDM(denoiser, schedule, prediction_type, **kwargs)
+
+
+def expected_diffusion(vdm: VDM, t: float) -> torch.Tensor:
+    """The exact expectation over data and noise of the diffusion term at one time."""
+    x, eps = cubature()
+    return vdm.diffusion(x, torch.full((len(x),), t, dtype=torch.float64), eps).mean()
+
+
+def tiny_vdm(**kwargs) -> VDM:
+    unet = VDMUNet2DModel(sample_size=6, in_channels=2, block_channels=8, layers_per_side=1, norm_num_groups=4)
+    return VDM(unet, LearnedMonotoneSchedule(num_features=16), **({"num_levels": 16} | kwargs))
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTIONS)
+@pytest.mark.parametrize("num_timesteps", [1, 10, 1000])
+def test_discrete_diffusion_term_of_gaussian_data(num_timesteps, prediction_type):
+    vdm = gaussian_vdm(num_timesteps=num_timesteps, prediction_type=prediction_type)
+    steps = [expected_diffusion(vdm, i / num_timesteps) for i in range(1, num_timesteps + 1)]
+    expected = discrete_diffusion_loss(vdm.noise_schedule.chain(num_timesteps))
+    torch.testing.assert_close(torch.stack(steps).mean(), expected, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTIONS)
+@pytest.mark.parametrize("schedule", [LinearSchedule(-6.0, 4.0), LearnedMonotoneSchedule(-6.0, 4.0)])
+def test_continuous_diffusion_term_of_gaussian_data(schedule, prediction_type):
+    vdm = gaussian_vdm(schedule, prediction_type)
+    nodes, weights = np.polynomial.legendre.leggauss(40)
+    integral = sum(weight / 2 * expected_diffusion(vdm, (node + 1) / 2) for node, weight in zip(nodes, weights))
+    expected = continuous_diffusion_loss(*schedule.chain(1))
+    torch.testing.assert_close(integral, expected, rtol=1e-9, atol=0)
+
+
+def test_discrete_bound_decreases_towards_the_continuous_one():
+    schedule = CosineSchedule(gamma_min=-6.0, gamma_max=4.0).double()
+    losses = [discrete_diffusion_loss(schedule.chain(T)) for T in (1, 2, 5, 10, 100, 1000)]
+    measured = [
+        torch.stack([expected_diffusion(gaussian_vdm(num_timesteps=T), i / T) for i in range(1, T + 1)]).mean()
+        for T in (1, 2, 5, 10, 100)
+    ]
+    continuous = continuous_diffusion_loss(*schedule.chain(1))
+    torch.testing.assert_close(measured, losses[:5], rtol=1e-9, atol=0)
+    assert all(coarse > fine for coarse, fine in zip(losses, losses[1:] + [continuous]))
+    assert losses[-1] - continuous < 0.01 * continuous
+
+
+def test_prior_term_is_a_kl_divergence():
+    vdm = gaussian_vdm()
+    x, _ = cubature()
+    alpha_sq, sigma_sq = torch.sigmoid(-vdm.noise_schedule.chain(1)[1]), torch.sigmoid(vdm.noise_schedule.chain(1)[1])
+    eye = torch.eye(3, dtype=torch.float64)
+    expected = kl_divergence(
+        MultivariateNormal(alpha_sq.sqrt() * x.flatten(1), sigma_sq * eye), MultivariateNormal(torch.zeros(3).double(), eye)
+    )
+    torch.testing.assert_close(vdm.prior(x), expected, rtol=1e-9, atol=0)
+    moments = alpha_sq * (COVARIANCE.trace() + MEAN @ MEAN) + 3 * (sigma_sq - sigma_sq.log() - 1)
+    torch.testing.assert_close(vdm.prior(x).mean(), 0.5 * moments, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("num_levels", [2, 17, 256])
+@pytest.mark.parametrize("gamma_0", [-12.0, -4.0, 2.0])
+def test_reconstruction_term_is_the_decoder_s_cross_entropy(num_levels, gamma_0):
+    vdm = gaussian_vdm(LinearSchedule(gamma_0, gamma_0 + 5), num_levels=num_levels)
+    images = torch.randint(0, num_levels, (3, 3, 1, 1))
+    eps = torch.randn(3, 3, 1, 1, dtype=torch.float64)
+    alpha, sigma = math.sqrt(1 / (1 + math.exp(gamma_0))), math.sqrt(1 / (1 + math.exp(-gamma_0)))
+    levels = 2 * (np.arange(num_levels) + 0.5) / num_levels - 1
+    expected = []
+    for image, noise in zip(images.flatten(1).tolist(), eps.flatten(1).tolist()):
+        nats = 0.0
+        for v, e in zip(image, noise):
+            density = np.exp(-0.5 * ((alpha * levels[v] + sigma * e - alpha * levels) / sigma) ** 2)
+            nats -= math.log(density[v] / density.sum())
+        expected.append(nats)
+    torch.testing.assert_close(
+        vdm.reconstruction(images, eps), torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=1e-10
+    )
+
+
+def test_prediction_types_of_one_denoiser_give_one_loss():
+    x, eps = cubature()
+    times = torch.linspace(0, 1, len(x), dtype=torch.float64)
+    losses = [gaussian_vdm(prediction_type=name).diffusion(x, times, eps) for name in PREDICTIONS]
+    for loss in losses[1:]:
+        torch.testing.assert_close(loss, losses[0], rtol=1e-9, atol=1e-12)
+
+
+def test_schedule_gradient_equals_finite_differences():
+    vdm = gaussian_vdm(LearnedChainSchedule(num_steps=4, gamma_min=-6.0, gamma_max=4.0), num_timesteps=4)
+    logits = torch.randn(4, dtype=torch.float64)
+    vdm.noise_schedule.logits.data = logits.clone()
+
+    def loss() -> torch.Tensor:
+        return torch.stack([expected_diffusion(vdm, i / 4) for i in range(1, 5)]).mean()
+
+    loss().backward()
+    for i in range(4):
+        numbers = []
+        for change in (1e-5, -1e-5):
+            vdm.noise_schedule.logits.data = logits + change * torch.eye(4, dtype=torch.float64)[i]
+            numbers.append(discrete_diffusion_loss(vdm.noise_schedule.chain(4)).item())
+        assert vdm.noise_schedule.logits.grad[i].item() == pytest.approx((numbers[0] - numbers[1]) / 2e-5, rel=1e-6)
+
+
+def test_learning_a_chain_by_the_bound_lowers_it():
+    schedule = LearnedChainSchedule(num_steps=5, gamma_min=-6.0, gamma_max=4.0).double()
+    vdm = gaussian_vdm(schedule, num_timesteps=5)
+    before = discrete_diffusion_loss(schedule.chain(5)).item()
+    optimizer = torch.optim.Adam([schedule.logits], lr=0.05)
+    for _ in range(100):
+        optimizer.zero_grad()
+        torch.stack([expected_diffusion(vdm, i / 5) for i in range(1, 6)]).mean().backward()
+        optimizer.step()
+    assert discrete_diffusion_loss(schedule.chain(5)).item() < 0.97 * before
+
+
+def test_forward_adds_up_its_terms_in_bits():
+    vdm = tiny_vdm()
+    images = torch.randint(0, 16, (4, 2, 6, 6), dtype=torch.uint8)
+    times, noise = torch.rand(4), torch.randn(2, 4, 2, 6, 6)
+    loss = vdm(images, times=times, noise=noise)
+    x = (images.float() + 0.5) / 8 - 1
+    torch.testing.assert_close(loss.prior, vdm.prior(x))
+    torch.testing.assert_close(loss.reconstruction, vdm.reconstruction(images, noise[0]))
+    torch.testing.assert_close(loss.diffusion, vdm.eval().diffusion(x, times, noise[1]), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        loss.bits_per_dim, (loss.prior + loss.reconstruction + loss.diffusion) / math.log(2) / (2 * 6 * 6)
+    )
+
+
+def test_untrained_bound_of_uniform_noise_exceeds_its_entropy():
+    vdm = tiny_vdm().eval()
+    images = torch.randint(0, 16, (64, 2, 6, 6), dtype=torch.uint8)
+    with torch.no_grad():
+        assert vdm(images).bits_per_dim.mean() > math.log2(16)
+
+
+def test_generator_decides_every_draw():
+    vdm = tiny_vdm().eval()
+    images = torch.randint(0, 16, (4, 2, 6, 6), dtype=torch.uint8)
+    first, second, third = (vdm(images, generator=torch.Generator().manual_seed(seed)).bits_per_dim for seed in (1, 1, 2))
+    assert torch.equal(first, second) and not torch.equal(first, third)
+
+
+def test_stratified_times_have_one_time_in_every_stratum():
+    times = stratified_times(torch.tensor(0.37), 10)
+    assert sorted((times * 10).floor().int().tolist()) == list(range(10))
+    torch.testing.assert_close((times.sort().values * 10) % 1, torch.full((10,), 0.7), rtol=0, atol=1e-5)
+
+
+def test_loss_is_float32_under_autocast():
+    vdm = tiny_vdm().eval()
+    images = torch.randint(0, 16, (4, 2, 6, 6), dtype=torch.uint8)
+    draws = {"times": torch.rand(4), "noise": torch.randn(2, 4, 2, 6, 6)}
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = vdm(images, **draws)
+    assert {term.dtype for term in loss[:3]} == {torch.float32}
+    torch.testing.assert_close(loss.prior, vdm(images, **draws).prior)
+    torch.testing.assert_close(loss.reconstruction, vdm(images, **draws).reconstruction)
+
+
+def unet_2d() -> UNet2DModel:
+    return UNet2DModel(
+        sample_size=8,
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=(8, 8),
+        norm_num_groups=4,
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+    )
+
+
+def dit() -> DiTTransformer2DModel:
+    return DiTTransformer2DModel(
+        num_attention_heads=2, attention_head_dim=8, in_channels=1, out_channels=1, num_layers=1, sample_size=8,
+        num_embeds_ada_norm=3,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("denoiser", [unet_2d, dit])
+def test_denoisers_of_diffusers_train_and_sample(denoiser):
+    labels = torch.arange(8) % 3 if denoiser is dit else None
+    vdm = VDM(denoiser(), LearnedMonotoneSchedule(gamma_min=-8.0, num_features=16), num_levels=17)
+    images = torch.randint(0, 17, (8, 1, 8, 8)) // torch.tensor([1, 16]).repeat(4)[:, None, None, None]
+    optimizer = torch.optim.Adam(vdm.parameters(), lr=3e-3)
+    losses = []
+    for step in range(30):
+        loss = vdm(images, labels, generator=torch.Generator().manual_seed(step)).bits_per_dim.mean()
+        optimizer.zero_grad()
+        loss.backward()
+        assert all(parameter.grad is not None for parameter in vdm.parameters() if parameter.requires_grad)
+        optimizer.step()
+        losses.append(loss.item())
+    assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
+    pipe = vdm.to_pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    kwargs = {} if labels is None else {"class_labels": [0, 2], "guidance_scale": 2.0}
+    assert pipe(2, num_inference_steps=2, output_type="pt", **kwargs).images.shape == (2, 1, 8, 8)
+
+
+def test_pipeline_round_trip_keeps_the_loss():
+    vdm = tiny_vdm(prediction_type="v_prediction").eval()
+    torch.nn.init.normal_(vdm.unet.conv_out.weight)
+    torch.nn.init.constant_(vdm.noise_schedule.gamma_0, -11.0)
+    images = torch.randint(0, 16, (4, 2, 6, 6), dtype=torch.uint8)
+    draws = {"times": torch.rand(4), "noise": torch.randn(2, 4, 2, 6, 6)}
+    again = VDM.from_pipeline(vdm.to_pipeline())
+    torch.testing.assert_close(again(images, **draws).bits_per_dim, vdm(images, **draws).bits_per_dim, rtol=1e-4, atol=0)
+
+
+def test_save_and_load_keep_every_parameter(tmp_path):
+    vdm = tiny_vdm()
+    torch.nn.init.normal_(vdm.noise_schedule.weight)
+    vdm.save_pretrained(tmp_path)
+    again = VDM.from_pretrained(tmp_path)
+    assert type(again.noise_schedule) is LearnedMonotoneSchedule
+    for (name, value), (_, other) in zip(vdm.state_dict().items(), again.state_dict().items(), strict=True):
+        assert torch.equal(value, other), name
+    assert isinstance(VDMPipeline.from_pretrained(tmp_path), VDMPipeline)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"prediction_type": "flow"}, "`prediction_type` is 'flow', but it must be one of `sample`, `epsilon`"),
+        ({"num_levels": 1}, "`num_levels` is 1"),
+        ({"num_timesteps": 0}, "`num_timesteps` is 0"),
+    ],
+)
+def test_bad_options_are_refused(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_vdm(**kwargs)
+
+
+def test_float_images_are_refused():
+    with pytest.raises(TypeError, match="`images` must be integers"):
+        tiny_vdm()(torch.rand(1, 2, 6, 6))
