@@ -3,34 +3,37 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-INSTALLED := .venv/.installed
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: train test test-slow style docs bench clean
 
-train: $(INSTALLED)
+train: .venv/quickstart
 	$(BIN)/python train_vdm.py
 
-test: $(INSTALLED)
-	$(BIN)/python -m pytest
+test: .venv/test
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
-test-slow: $(INSTALLED)
-	$(BIN)/python -m pytest -m slow
+test-slow: .venv/test
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
 
-style: $(INSTALLED)
+style: .venv/dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(INSTALLED)
+docs: .venv/dev
 	$(BIN)/mkdocs build --strict
 
-bench: $(INSTALLED)
+bench: .venv/test
 	$(BIN)/python benchmarks/training_step.py
 
 clean:
-	rm -rf .venv build dist *.egg-info
+	rm -rf .venv build site *.egg-info
 
-$(INSTALLED): setup.py constraints.txt
+# one stamp file for each extra of setup.py
+.venv/%: .venv/bin/python setup.py constraints.txt
+	$(PIP) torch
+	$(PIP) --editable '.[$*]'
+	touch $@
+
+.venv/bin/python:
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
-	touch $(INSTALLED)

@@ -296,14 +296,14 @@ class LearnedUnpinnedSchedule(NoiseSchedule):
     `gamma(t) = intercept + |slope| t + mean_k |weight_k| tanh((|rate_k| (2t - 1) + shift_k) / 2)`, k = 1, ..., `num_features`,
     which may be 0. It begins as that code begins: at `gamma_min` and `gamma_max` up to 1e-4.
 
-    Raises `ValueError` unless `gamma_min < gamma_max`.
+    Raises `ValueError` unless `gamma_min < gamma_max`, both finite.
     """
 
     @register_to_config
     def __init__(self, gamma_min: float = -13.3, gamma_max: float = 5.0, num_features: int = 1024):
         super().__init__()
-        if not gamma_min < gamma_max:
-            raise ValueError(f"`gamma_min` ({gamma_min}) must be below `gamma_max` ({gamma_max}): gamma is -log SNR.")
+        if not -math.inf < gamma_min < gamma_max < math.inf:
+            raise ValueError(f"`gamma_min` ({gamma_min}) must be below `gamma_max` ({gamma_max}), both finite.")
         self.intercept = nn.Parameter(torch.tensor(float(gamma_min)))
         self.slope = nn.Parameter(torch.tensor(float(gamma_max - gamma_min)))
         if num_features:

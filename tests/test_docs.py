@@ -1,0 +1,54 @@
+"""The documentation runs: its Python blocks are executed, its tables are complete."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from sklearn.datasets import load_digits
+
+from vdm_diffusers import VDM, LearnedMonotoneSchedule, VDMUNet2DModel
+from vdm_diffusers.gaussian import PREDICTIONS
+from vdm_diffusers.training_config import DIGITS, TrainingConfig
+
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def digits_model(tmp_path, monkeypatch):
+    """A folder `vdm-digits` with an untrained model, in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    unet = VDMUNet2DModel(8, 1, block_channels=8, layers_per_side=1, norm_num_groups=4, fourier_powers=(2, 3))
+    VDM(unet, LearnedMonotoneSchedule(-8.0, 5.0, num_features=8), num_levels=17).save_pretrained("vdm-digits")
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/quickstart.md", "docs/extending.md"])
+def test_python_blocks_run_in_order(page, digits_model, monkeypatch):
+    monkeypatch.setattr("vdm_diffusers.gaussian.PREDICTIONS", PREDICTIONS | {})
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    assert blocks
+    names = {}
+    for block in blocks:
+        if page == "README.md":
+            names["images"] = torch.randint(0, 256, (1, 3, 32, 32))
+        exec(compile(block, page, "exec"), names)
+
+
+def test_every_option_is_explained():
+    table = (ROOT / "docs" / "training.md").read_text()
+    for field in dataclasses.fields(TrainingConfig):
+        default = field.default_factory() if field.default is dataclasses.MISSING else field.default
+        digits = f" ({DIGITS[field.name]})" if field.name in DIGITS else ""
+        assert f"| `--{field.name}` | {default}{digits} | {field.metadata['help']} |" in table
+
+
+def test_links_lead_somewhere():
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        for link in re.findall(r"\]\(([^)#]+)", page.read_text()):
+            assert link.startswith("http") or (page.parent / link).exists(), (page.name, link)
+
+
+def test_digits_of_the_documentation_are_as_described():
+    assert load_digits().images.shape == (1797, 8, 8) and load_digits().images.max() == 16
