@@ -7,7 +7,7 @@ from setuptools import find_packages, setup
 
 EXTRAS = {
     "quickstart": ["scikit-learn>=1.5", "matplotlib>=3.9", "tensorboard>=2.17"],
-    "test": ["pytest>=8", "hypothesis>=6.100", "scipy>=1.13"],
+    "test": ["pytest>=8", "hypothesis>=6.100", "scipy>=1.13", "mpmath>=1.3"],
     "docs": ["mkdocs>=1.6"],
 }
 EXTRAS["test"] += EXTRAS["quickstart"]

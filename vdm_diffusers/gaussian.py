@@ -47,8 +47,8 @@ def transition(gamma_s: Tensor, gamma_t: Tensor) -> tuple[Tensor, Tensor]:
     Between neighbours of the chain, `s = (i-1)/T` and `t = i/T`, it is `q(x_i|x_{i-1}) = N(√α_i x_{i-1}, (1-α_i) I)`:
     `alpha_ts = √α_i` and `var_ts = 1 - α_i`.
     """
-    log_alpha_sq = softplus(gamma_s) - softplus(gamma_t)
-    return torch.exp(0.5 * log_alpha_sq), -torch.expm1(log_alpha_sq)
+    alpha_ts = torch.exp(0.5 * (softplus(gamma_s) - softplus(gamma_t)))
+    return alpha_ts, torch.sigmoid(gamma_t) * -torch.expm1(gamma_s - gamma_t)
 
 
 def posterior(x: Tensor, z_t: Tensor, gamma_s: Tensor, gamma_t: Tensor) -> tuple[Tensor, Tensor]:

@@ -46,8 +46,8 @@ class NoiseSchedule(ModelMixin, ConfigMixin, ABC):
 
         Float64, except on devices that lack it; differentiable in the parameters of a learnable schedule.
         """
-        dtype = torch.float32 if self.device.type == "mps" else torch.float64
-        return self(torch.linspace(0, 1, num_steps + 1, dtype=dtype, device=self.device))
+        times = torch.linspace(0, 1, num_steps + 1, dtype=highest_precision(self.device), device=self.device)
+        return self(times)
 
     def alphas(self, num_steps: int) -> Tensor:
         """The coefficients `α_i = ᾱ_i / ᾱ_{i-1}` of `q(x_i|x_{i-1}) = N(√α_i x_{i-1}, (1-α_i) I)`, i = 1, ..., T, shape `(T,)`.
@@ -121,22 +121,25 @@ class LinearSchedule(PinnedSchedule):
 
 
 class TruncatedSchedule(PinnedSchedule, ABC):
-    """The piece of a fixed curve `gamma_at(u)` that lies between `gamma_min` and `gamma_max`, traversed at constant `du/dt`."""
+    """The piece of a fixed curve over (0, 1) that lies between `gamma_min` and `gamma_max`, traversed at constant speed.
+
+    A curve is a function of `u` and of its complement `v = 1 - u`, so that it is as precise near 1 as near 0.
+    """
 
     def __init__(self, gamma_min: float, gamma_max: float):
         super().__init__(gamma_min, gamma_max, learnable=False)
-        self.u_0, self.u_1 = self.u_at(gamma_min), self.u_at(gamma_max)
+        self.start, self.end = self.u_and_v(gamma_min), self.u_and_v(gamma_max)
 
     @abstractmethod
-    def gamma_at(self, u: Tensor) -> Tensor:
+    def gamma_at(self, u: Tensor, v: Tensor) -> Tensor:
         """The curve, shaped as `u`."""
 
     @abstractmethod
-    def u_at(self, gamma: float) -> float:
+    def u_and_v(self, gamma: float) -> tuple[float, float]:
         """Its inverse."""
 
     def curve(self, t: Tensor) -> Tensor:
-        return self.gamma_at((1 - t) * self.u_0 + t * self.u_1)
+        return self.gamma_at(*((1 - t) * start + t * end for start, end in zip(self.start, self.end)))
 
 
 class CosineSchedule(TruncatedSchedule):
@@ -146,11 +149,11 @@ class CosineSchedule(TruncatedSchedule):
     def __init__(self, gamma_min: float = -13.3, gamma_max: float = 5.0):
         super().__init__(gamma_min, gamma_max)
 
-    def gamma_at(self, u: Tensor) -> Tensor:
-        return 2 * torch.tan(math.pi / 2 * u).log()
+    def gamma_at(self, u: Tensor, v: Tensor) -> Tensor:
+        return 2 * (torch.sin(math.pi / 2 * u).log() - torch.sin(math.pi / 2 * v).log())
 
-    def u_at(self, gamma: float) -> float:
-        return 2 / math.pi * math.atan(math.exp(gamma / 2))
+    def u_and_v(self, gamma: float) -> tuple[float, float]:
+        return 2 / math.pi * math.atan(math.exp(gamma / 2)), 2 / math.pi * math.atan(math.exp(-gamma / 2))
 
 
 class BetaLinearSchedule(TruncatedSchedule):
@@ -166,20 +169,21 @@ class BetaLinearSchedule(TruncatedSchedule):
         self.slope, self.curvature = 1000 * beta_start, 500 * (beta_end - beta_start)
         super().__init__(gamma_min, gamma_max)
 
-    def gamma_at(self, u: Tensor) -> Tensor:
+    def gamma_at(self, u: Tensor, v: Tensor) -> Tensor:
         integral = (self.slope + self.curvature * u) * u
         return integral + torch.log(-torch.expm1(-integral))
 
-    def u_at(self, gamma: float) -> float:
-        integral = gamma + math.log1p(math.exp(-gamma)) if gamma > 0 else math.log1p(math.exp(gamma))
-        return 2 * integral / (self.slope + math.sqrt(self.slope**2 + 4 * self.curvature * integral))
+    def u_and_v(self, gamma: float) -> tuple[float, float]:
+        integral = max(gamma, 0.0) + math.log1p(math.exp(-abs(gamma)))
+        u = 2 * integral / (self.slope + math.sqrt(self.slope**2 + 4 * self.curvature * integral))
+        return u, 1 - u
 
 
 class SigmoidSchedule(TruncatedSchedule):
     """`alpha²` falling as a sigmoid between `start` and `end` at temperature `tau` (Jabri et al. 2022, "sigmoid").
 
-    Differences of sigmoids are quotients of hyperbolic sines, which leaves `gamma = log(sinh(ku) / sinh(k(1-u))) + offset`
-    with `k = (end - start) / (2 tau)`.
+    Differences of sigmoids are quotients of hyperbolic sines, which leaves `gamma = log(sinh(ku) / sinh(kv)) + offset` with
+    `k = (end - start) / (2 tau)`.
     """
 
     @register_to_config
@@ -197,12 +201,14 @@ class SigmoidSchedule(TruncatedSchedule):
         self.offset = math.log(math.cosh(end / (2 * tau)) / math.cosh(start / (2 * tau)))
         super().__init__(gamma_min, gamma_max)
 
-    def gamma_at(self, u: Tensor) -> Tensor:
-        return torch.sinh(self.k * u).log() - torch.sinh(self.k * (1 - u)).log() + self.offset
+    def gamma_at(self, u: Tensor, v: Tensor) -> Tensor:
+        return torch.sinh(self.k * u).log() - torch.sinh(self.k * v).log() + self.offset
 
-    def u_at(self, gamma: float) -> float:
-        odds = math.exp(gamma - self.offset)
-        return math.atanh(odds * math.sinh(self.k) / (1 + odds * math.cosh(self.k))) / self.k
+    def u_and_v(self, gamma: float) -> tuple[float, float]:
+        def inverse(log_odds: float) -> float:
+            return math.atanh(math.sinh(self.k) / (math.exp(-log_odds) + math.cosh(self.k))) / self.k
+
+        return inverse(gamma - self.offset), inverse(self.offset - gamma)
 
 
 class TableSchedule(NoiseSchedule):
@@ -223,8 +229,8 @@ class TableSchedule(NoiseSchedule):
         times = torch.as_tensor(times, dtype=torch.float64)
         _check_table(times, gammas)
         self.register_to_config(gammas=gammas.tolist(), times=times.tolist())
-        self.register_buffer("knot_times", times, persistent=False)
-        self.register_buffer("knot_gammas", gammas, persistent=False)
+        self.register_buffer("knot_times", times)
+        self.register_buffer("knot_gammas", gammas)
 
     @property
     def gamma_min(self) -> float:
@@ -260,6 +266,8 @@ class LearnedMonotoneSchedule(PinnedSchedule):
     @register_to_config
     def __init__(self, gamma_min: float = -13.3, gamma_max: float = 5.0, num_features: int = 1024):
         super().__init__(gamma_min, gamma_max, learnable=True)
+        if num_features < 1:
+            raise ValueError(f"`num_features` is {num_features}, but the network has at least one.")
         centers = torch.linspace(-0.5, 1.5, num_features)
         self.slope = nn.Parameter(torch.full((num_features,), 10.0))
         self.bias = nn.Parameter(-10.0 * centers)
@@ -285,9 +293,11 @@ class LearnedChainSchedule(PinnedSchedule):
         self.logits = nn.Parameter(torch.zeros(num_steps))
 
     def curve(self, t: Tensor) -> Tensor:
-        steps = (1 - 1e-4) * self.logits.to(t.dtype).softmax(0) + 1e-4 / len(self.logits)
+        dtype = highest_precision(t.device)
+        steps = (1 - 1e-4) * self.logits.to(dtype).softmax(0) + 1e-4 / len(self.logits)
         knots = torch.cat([steps.new_zeros(1), steps.cumsum(0)])
-        return monotone_cubic(torch.linspace(0, 1, len(knots), dtype=t.dtype, device=t.device), knots, t)
+        times = torch.linspace(0, 1, len(knots), dtype=dtype, device=t.device)
+        return monotone_cubic(times, knots, t).to(t.dtype)
 
 
 class LearnedUnpinnedSchedule(NoiseSchedule):
@@ -342,6 +352,11 @@ NOISE_SCHEDULES: dict[str, type[NoiseSchedule]] = {
 def at_least_float32(t: Tensor) -> Tensor:
     """`t` in float32, or in float64 if that is what it has."""
     return t.to(torch.promote_types(t.dtype, torch.float32))
+
+
+def highest_precision(device: torch.device) -> torch.dtype:
+    """Float64, except on devices that lack it."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def monotone_cubic(times: Tensor, values: Tensor, t: Tensor) -> Tensor:

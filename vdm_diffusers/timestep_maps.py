@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class TimestepMap(nn.Module, ABC):
-    """A strictly increasing function `gamma -> timestep` and its inverse, elementwise and in the dtype of their argument."""
+    """A strictly increasing function `gamma -> timestep` and its inverse, elementwise, for floating-point arguments."""
 
     @abstractmethod
     def forward(self, gamma: Tensor) -> Tensor:
