@@ -44,7 +44,7 @@ class VDMPipeline(DiffusionPipeline):
         class_labels: list[int] | Tensor | None = None,
         guidance_scale: float = 1.0,
         num_inference_steps: int = 250,
-        eta: float = 1.0,
+        eta: float | None = None,
         generator: Generators = None,
         latents: Tensor | None = None,
         output_type: str | None = "pil",
@@ -65,8 +65,8 @@ class VDMPipeline(DiffusionPipeline):
                 last, plus this multiple of the difference that the label makes.
             num_inference_steps (`int`, *optional*, defaults to 250):
                 The number of denoising steps.
-            eta (`float`, *optional*, defaults to 1.0):
-                1 is ancestral sampling, 0 is deterministic. Only schedulers with such an argument use it.
+            eta (`float`, *optional*):
+                Share of fresh noise, 0 being deterministic, for schedulers with such an argument. Defaults to theirs.
             generator (`torch.Generator` or `list[torch.Generator]`, *optional*):
                 One or several [`torch.Generator`](https://pytorch.org/docs/stable/generated/torch.Generator.html) to make
                 generation deterministic; a list has one for each image.
@@ -99,7 +99,8 @@ class VDMPipeline(DiffusionPipeline):
 
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         accepted = inspect.signature(self.scheduler.step).parameters
-        step_kwargs = {name: value for name, value in (("eta", eta), ("generator", generator)) if name in accepted}
+        given = {"eta": eta, "generator": generator}
+        step_kwargs = {name: value for name, value in given.items() if value is not None and name in accepted}
         self._num_timesteps = len(self.scheduler.timesteps)
         for i, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
             model_output = self._guided_output(latents, t, class_labels, guidance_scale)

@@ -59,8 +59,8 @@ class ChainTimesteps(TimestepMap):
 
     def inverse(self, timestep: Tensor) -> Tensor:
         index = self._interval(timestep.detach().floor().long())
-        low, high = self.gammas[index], self.gammas[index + 1]
-        return (low + (timestep - index) * (high - low)).to(timestep.dtype)
+        low, high, weight = self.gammas[index], self.gammas[index + 1], timestep - index
+        return torch.where(weight == 0, low, low + weight * (high - low)).to(timestep.dtype)  # a chain may end in inf
 
     def _interval(self, index: Tensor) -> Tensor:
         return index.clamp(0, len(self.gammas) - 2)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from . import gaussian
-from .noise_schedules import NOISE_SCHEDULES, NoiseSchedule
+from .noise_schedules import NOISE_SCHEDULES, NoiseSchedule, TableSchedule
 from .scheduling_vdm import VDMScheduler
 from .timestep_maps import AffineTimesteps
 
@@ -207,9 +207,9 @@ class VDM(nn.Module):
         scheduler = VDMScheduler.from_config(pipeline.scheduler.config)
         return cls(
             pipeline.unet,
-            noise_schedule or scheduler.noise_schedule,
+            noise_schedule or scheduler.noise_schedule or TableSchedule(scheduler.timestep_map.gammas.tolist()),
             prediction_type=scheduler.config.prediction_type,
-            num_levels=pipeline.config.num_levels,
+            num_levels=pipeline.config.get("num_levels", 256),
             num_timesteps=num_timesteps,
             timestep_map=scheduler.timestep_map,
         )
