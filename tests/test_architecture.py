@@ -10,11 +10,11 @@ import vdm_diffusers
 
 PACKAGE = Path(vdm_diffusers.__file__).parent
 LAYERS = (
-    {"gaussian", "noise_schedules", "timestep_maps", "unet_vdm", "data"},
+    {"gaussian", "noise_schedules", "timestep_maps", "unet_vdm", "data", "flax_state"},
     {"scheduling_vdm", "figures"},
     {"vdm"},
     {"pipeline_vdm", "likelihood", "training_config"},
-    {"training", "hub"},
+    {"training", "hub", "convert"},
 )
 """Lowest first. A module imports only from layers below its own."""
 
