@@ -196,6 +196,25 @@ def test_a_folder_of_something_else_is_never_overwritten(train, tmp_path):
     assert (tmp_path / "out" / "thesis.tex").read_text() == "years"
 
 
+@pytest.mark.parametrize(("gamma_0", "gamma_1"), [(4.5, 5.0), (6.0, 5.0), (float("nan"), 5.0)])
+def test_a_collapsed_schedule_stops_training(train, monkeypatch, gamma_0, gamma_1):
+    log = Trainer._log
+
+    def collapse(self):
+        self.vdm.noise_schedule.gamma_0.data.fill_(gamma_0)
+        log(self)
+
+    monkeypatch.setattr(Trainer, "_log", collapse)
+    with pytest.raises(SystemExit, match="The noise schedule has collapsed by step 2"):
+        train()
+
+
+@pytest.mark.parametrize(("end", "value", "term"), [("gamma_min", 3.5, "reconstruction"), ("gamma_max", -6.5, "prior")])
+def test_end_points_out_of_place_are_reported(train, capsys, end, value, term):
+    train(**{end: value})
+    assert f"the {term} term is" in capsys.readouterr().out
+
+
 def test_a_loss_that_is_not_finite_names_the_step_and_the_last_checkpoint(train, tmp_path, monkeypatch):
     optimizer_step = Trainer._optimizer_step
 

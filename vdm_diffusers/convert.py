@@ -2,9 +2,9 @@
 
     python -m vdm_diffusers.convert --checkpoint_path checkpoints-0 --config cifar10 --output_dir vdm-cifar10
 
-A checkpoint is a Flax state in msgpack (`flax_state.py`): the map `{"step", "params", "ema_params"}`, whose leaves are arrays. An
-array is read only once its name and shape are known to be right. docs/official_checkpoints.md shows the way from download to
-likelihood.
+A checkpoint is a Flax state in msgpack (`flax_state.py`): the map `{"step", "params", "ema_params"}`, whose leaves are arrays.
+An array is read only once its name and shape are known to be right. docs/official_checkpoints.md shows the way from download
+to likelihood.
 """
 
 import argparse

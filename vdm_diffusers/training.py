@@ -57,6 +57,10 @@ def build_schedule(config: TrainingConfig) -> NoiseSchedule:
     return schedule(gamma_min=config.gamma_min, gamma_max=config.gamma_max, **kwargs)
 
 
+MIN_GAMMA_RANGE = 1.0
+"""What gamma must at least rise by: below it even the noisiest latent shows the data."""
+
+
 class History:
     """What has been logged so far, part of every checkpoint.
 
@@ -175,20 +179,20 @@ class Trainer:
             to_skip = 0
 
     def _optimizer_step(self, batches: Iterator[dict[str, Tensor]]) -> None:
-        terms = []
+        moments = []
         for micro_step in range(self.config.gradient_accumulation_steps):
             batch = next(batches)
             with self.accelerator.accumulate(self.model):
                 loss = self.model(batch["images"], self._labels(batch), self._times(micro_step))
                 self.accelerator.backward(loss.bits_per_dim.mean())
-                terms.append(_bits(loss))
+                moments.append(_moments(loss))
                 if self.accelerator.sync_gradients:
                     norm = self.accelerator.clip_grad_norm_(self.vdm.unet.parameters(), self.config.max_grad_norm)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
         self.lr_scheduler.step()
         self.ema.step(self.vdm.parameters())
-        self.window.append(torch.cat([torch.stack(terms).mean(0), norm.detach().reshape(1)]))
+        self.window.append(torch.cat([torch.stack(moments).mean(0), norm.detach().reshape(1)]))
         self.history.step += 1
         self.progress.update()
 
@@ -213,25 +217,27 @@ class Trainer:
         window = self.accelerator.reduce(torch.stack(self.window), reduction="mean").cpu()
         self.window.clear()
         self._check_finite(window)
-        prior, reconstruction, diffusion, gradient_norm = window.mean(0).tolist()
+        prior, reconstruction, diffusion, square, gradient_norm = window.mean(0).tolist()
         gamma_0, gamma_1 = self.vdm.noise_schedule.chain(1).tolist()
         record = {
             "bits_per_dim": prior + reconstruction + diffusion,
             "prior": prior,
             "reconstruction": reconstruction,
             "diffusion": diffusion,
+            "diffusion_variance": square - diffusion**2,
             "gradient_norm": gradient_norm,
             "learning_rate": self.lr_scheduler.get_last_lr()[0],
             "gamma_0": gamma_0,
             "gamma_1": gamma_1,
         }
+        self._check_schedule(record)
         self.history.training.append({"step": self.history.step} | record)
         self.progress.set_postfix_str(f"{record['bits_per_dim']:.3f} bits/dim")
         self.accelerator.log({f"train/{name}": value for name, value in record.items()}, self.history.step)
 
     def _check_finite(self, window: Tensor) -> None:
-        """`window` holds, for each step since the last check, the three terms and the norm of the gradient."""
-        checked = window[:, :3] if self.accelerator.scaler is not None else window
+        """`window` holds, for each step since the last check, the moments of the terms and the norm of the gradient."""
+        checked = window[:, :-1] if self.accelerator.scaler is not None else window
         bad = (~checked.isfinite().all(1)).nonzero()
         if len(bad):
             step = self.history.step - len(window) + 1 + bad[0].item()
@@ -240,6 +246,26 @@ class Trainer:
             raise FloatingPointError(
                 f"The loss or its gradient is not finite at step {step}. {resume}; go on with a lower `--learning_rate`."
             )
+
+    def _check_schedule(self, record: dict[str, float]) -> None:
+        """Stop if the schedule has collapsed; warn if its end points have drifted to where another term dominates."""
+        gamma_0, gamma_1 = record["gamma_0"], record["gamma_1"]
+        with torch.no_grad():
+            times = torch.linspace(0, 1, 101, device=self.accelerator.device)
+            slope = self.vdm.noise_schedule.with_derivative(times)[1]
+        if gamma_1 - gamma_0 < MIN_GAMMA_RANGE or not (slope.isfinite() & (slope > 0)).all():
+            raise FloatingPointError(
+                f"The noise schedule has collapsed by step {self.history.step}: gamma runs from {gamma_0:.4g} to"
+                f" {gamma_1:.4g}, its derivative from {slope.min():.4g} to {slope.max():.4g}, but it must rise everywhere and"
+                f" by {MIN_GAMMA_RANGE} at least; begin with a lower `--schedule_learning_rate` or with end points further"
+                " apart."
+            )
+        for term, end in (("prior", "gamma_1"), ("reconstruction", "gamma_0")):
+            if record[term] > record["bits_per_dim"] / 2 and self.accelerator.is_main_process:
+                self.progress.write(
+                    f"warning: at step {self.history.step} the {term} term is {record[term]:.4f} of"
+                    f" {record['bits_per_dim']:.4f} bits/dim: {end} has drifted to {record[end]:.4g}."
+                )
 
     def _validate(self) -> None:
         """Evaluate the moving average of the weights, on the main process."""
@@ -288,10 +314,10 @@ class Trainer:
                 shutil.rmtree(checkpoint)
 
 
-def _bits(loss: VDMLoss) -> Tensor:
-    """The batch's prior, reconstruction and diffusion terms in bits per dimension, `(3,)`."""
-    terms = torch.stack([loss.prior, loss.reconstruction, loss.diffusion]).detach().mean(1)
-    return terms / (loss.num_dims * LOG_2)
+def _moments(loss: VDMLoss) -> Tensor:
+    """The batch's means of the prior, reconstruction and diffusion terms and of the last one's square, `(4,)`, in bits/dim."""
+    terms = torch.stack([loss.prior, loss.reconstruction, loss.diffusion]).detach() / (loss.num_dims * LOG_2)
+    return torch.cat([terms, terms[2:] ** 2]).mean(1)
 
 
 def save_samples(vdm: VDM, config: TrainingConfig, path: Path) -> None:

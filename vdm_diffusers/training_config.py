@@ -117,6 +117,7 @@ DIGITS = {
     "max_train_steps": 1700,
     "train_batch_size": 64,
     "learning_rate": 4e-3,
+    "schedule_learning_rate": 1e-2,
     "lr_scheduler": "cosine",
     "lr_warmup_steps": 100,
     "ema_decay": 0.999,

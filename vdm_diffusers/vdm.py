@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from . import gaussian
-from .noise_schedules import NOISE_SCHEDULES, NoiseSchedule, TableSchedule
+from .noise_schedules import NOISE_SCHEDULES, NoiseSchedule, PinnedSchedule, TableSchedule
 from .scheduling_vdm import VDMScheduler
 from .timestep_maps import AffineTimesteps
 
@@ -159,18 +159,31 @@ class VDM(nn.Module):
 
         `½ γ'(t) ||eps - eps_hat||²` in continuous time (section 5), `½ T expm1(γ(t) - γ(s)) ||eps - eps_hat||²` for T steps
         (section 4).
+
+        In continuous time the term doesn't depend on the schedule between its end points, but the variance of this estimate
+        does. So the interior of a [`PinnedSchedule`] gets another gradient, of the mean of the squared estimates in bits per
+        dimension, where the mean of the estimates in bits per dimension is what is differentiated (appendix I.2): image by
+        image, `∇L² = 2 L ∇L`, from the same backward pass.
         """
-        gamma_t, weight = self._diffusion_weight(times)
+        if self.num_timesteps is not None:
+            return self._denoising_loss(x, *self._discrete_weight(times), eps, class_labels)
+        if not isinstance(self.noise_schedule, PinnedSchedule):
+            gamma_t, slope = self.noise_schedule.with_derivative(times)
+            return self._denoising_loss(x, gamma_t, 0.5 * slope, eps, class_labels)
+        gamma_t, slope, scale_interior = self.noise_schedule.with_separate_gradients(times)
+        loss = self._denoising_loss(x, gamma_t, 0.5 * slope, eps, class_labels)
+        scale_interior(2 * loss.detach() / (x[0].numel() * LOG_2))
+        return loss
+
+    def _denoising_loss(self, x: Tensor, gamma_t: Tensor, weight: Tensor, eps: Tensor, class_labels: Tensor | None) -> Tensor:
+        """`weight ||eps - eps_hat||²`, `(B,)`."""
         z_t = gaussian.diffuse(x, eps, gamma_t)
         error = gaussian.target(self.prediction_type, x, eps, gamma_t) - self.denoise(z_t, gamma_t, class_labels)
         weight = weight * gaussian.epsilon_error_scale(self.prediction_type, gamma_t) ** 2
         return weight * (error**2).flatten(1).sum(1)
 
-    def _diffusion_weight(self, times: Tensor) -> tuple[Tensor, Tensor]:
-        """`gamma_t` and the factor of `||eps - eps_hat||²`, each `(B,)`; in discrete time `t` is rounded up to the chain."""
-        if self.num_timesteps is None:
-            gamma_t, slope = self.noise_schedule.with_derivative(times)
-            return gamma_t, 0.5 * slope
+    def _discrete_weight(self, times: Tensor) -> tuple[Tensor, Tensor]:
+        """`gamma_t`, `t` rounded up to the chain, and the factor of `||eps - eps_hat||²`, each `(B,)`."""
         rounding = 2 * torch.finfo(times.dtype).eps  # so that a time i/T means step i
         i = (times * self.num_timesteps * (1 - rounding)).ceil().clamp(min=1)
         gamma_s, gamma_t = self.noise_schedule(torch.stack([i - 1, i]) / self.num_timesteps)
