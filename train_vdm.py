@@ -1,7 +1,7 @@
 """Train a variational diffusion model.
 
     python train_vdm.py                                                      # the embedded digits, minutes on a CPU
-    accelerate launch train_vdm.py --dataset_name cifar10 --image_column img --output_dir vdm-cifar10
+    accelerate launch train_vdm.py --dataset_name cifar10 --output_dir vdm-cifar10
     accelerate launch train_vdm.py options.yaml --seed 1                     # options from a YAML or JSON file, then flags
 
 `--help` lists every option; docs/training.md explains them.

@@ -64,6 +64,14 @@ def test_folder_of_pictures_gives_their_exact_values(tmp_path, mode):
     assert len(data.validation) == 2
 
 
+def test_the_only_column_of_pictures_is_found(tmp_path):
+    features = datasets.Features({"label": datasets.Value("int64"), "img": datasets.Image()})
+    pictures = [random_picture() for _ in range(3)]
+    folder = write_parquet(tmp_path / "data", {"img": pictures, "label": [0, 1, 2]}, features)
+    data = load_images(train_data_dir=folder, label_column="label")
+    assert data.shape == (1, 4, 6) and data.num_classes == 3
+
+
 def test_parquet_of_arrays_with_five_channels(tmp_path):
     images = np.random.randint(0, 9, (3, 4, 6, 5))
     features = datasets.Features({"image": datasets.Array3D((4, 6, 5), "int32")})

@@ -101,7 +101,7 @@ def load_images(
     train_data_dir: str | None = None,
     dataset_config_name: str | None = None,
     cache_dir: str | None = None,
-    image_column: str = "image",
+    image_column: str | None = None,
     label_column: str | None = None,
     validation_split: str | None = None,
     resolution: int | None = None,
@@ -118,7 +118,7 @@ def load_images(
         train_data_dir (`str`, *optional*): A folder of images or of parquet files, as [`datasets.load_dataset`] takes it.
         dataset_config_name (`str`, *optional*): Its configuration.
         cache_dir (`str`, *optional*): Where [`datasets`] keeps it.
-        image_column (`str`, defaults to `"image"`): Name of the column of images.
+        image_column (`str`, *optional*): Name of the column of images. Defaults to the only one, or to `"image"`.
         label_column (`str`, *optional*): Name of a column of class labels.
         validation_split (`str`, *optional*):
             Defaults to `validation` or `test`; where there is neither, a twentieth of the training images are held out.
@@ -138,6 +138,7 @@ def load_images(
 
     splits = _load_splits(dataset_name, train_data_dir, dataset_config_name, cache_dir)
     train, validation = _train_and_validation(splits, validation_split)
+    image_column = image_column or _image_column(train)
     for option, column in (("image_column", image_column), ("label_column", label_column)):
         if column is not None and column not in train.column_names:
             raise ValueError(f"`--{option}` is {column!r}, but the columns are {', '.join(map(repr, train.column_names))}.")
@@ -148,7 +149,7 @@ def load_images(
         validation=ImageDataset(validation, image_column, label_column),
         shape=shape,
         num_levels=num_levels or levels,
-        num_classes=None if label_column is None else _count_classes(train, label_column),
+        num_classes=None if label_column is None else _count_classes((train, validation), label_column),
         name=dataset_name or train_data_dir,
     )
     if data.num_levels < levels:
@@ -183,6 +184,13 @@ def _train_and_validation(splits, validation_split: str | None):
     if validation_split not in splits:
         raise ValueError(f"`--validation_split` is {validation_split!r}, but the splits are {', '.join(map(repr, splits))}.")
     return splits["train"], splits[validation_split]
+
+
+def _image_column(dataset) -> str:
+    from datasets import Image
+
+    columns = [name for name, feature in dataset.features.items() if isinstance(feature, Image)]
+    return columns[0] if len(columns) == 1 else "image"
 
 
 def _common_format(train, validation, image_column: str) -> tuple[tuple[int, int, int], int]:
@@ -242,11 +250,11 @@ def _check_levels(data: ImageData) -> None:
                 )
 
 
-def _count_classes(dataset, label_column: str) -> int:
-    feature = dataset.features[label_column]
+def _count_classes(datasets: tuple, label_column: str) -> int:
+    feature = datasets[0].features[label_column]
     if hasattr(feature, "num_classes"):
         return feature.num_classes
-    labels = np.asarray(dataset[label_column])
+    labels = np.concatenate([dataset[label_column] for dataset in datasets])
     if labels.dtype.kind not in "iu" or labels.min() < 0:
         raise ValueError(f"`--label_column` {label_column!r} must hold integers from 0, but holds {labels.dtype}.")
     return int(labels.max()) + 1

@@ -28,7 +28,7 @@ class TrainingConfig:
     dataset_config_name: str | None = option(None, "Its configuration.")
     train_data_dir: str | None = option(None, "A folder of images or parquet files. Without either: the embedded digits.")
     cache_dir: str | None = option(None, "Where downloaded data sets and models are kept.")
-    image_column: str = option("image", "The column of images.")
+    image_column: str | None = option(None, "The column of images. Default: the only one, or image.")
     label_column: str | None = option(None, "A column of class labels: trains a class-conditional model.")
     validation_split: str | None = option(None, "Held-out split. Default: validation or test, else 5 %% of the training set.")
     resolution: int | None = option(None, "Height and width that the images must have. Default: whatever they have.")

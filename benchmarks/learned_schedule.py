@@ -1,0 +1,94 @@
+"""What learning the noise schedule brings on the digits: bounds after equal training over several seeds, and its cost.
+
+    python benchmarks/learned_schedule.py
+
+Trains with log-SNR linear and with learned schedules, end points learned in all, in continuous time and for T = 5.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+from vdm_diffusers import VDM, LearnedLinearSchedule, LearnedMonotoneSchedule, VDMUNet2DModel
+
+
+SCRIPT = Path(__file__).parents[1] / "train_vdm.py"
+RUNS = {
+    ("continuous", "log-SNR linear"): {"noise_schedule": "LearnedLinearSchedule"},
+    ("continuous", "learned"): {"noise_schedule": "LearnedMonotoneSchedule"},
+    ("T = 5", "log-SNR linear"): {"noise_schedule": "LearnedLinearSchedule", "num_timesteps": 5},
+    ("T = 5", "learned α-chain"): {"noise_schedule": "LearnedChainSchedule", "num_timesteps": 5},
+}
+
+
+def train(options: dict[str, object], seed: int, steps: int, threads: int) -> float:
+    """The bound on the held-out digits, in bits/dim."""
+    with tempfile.TemporaryDirectory() as folder:
+        options = options | {"seed": seed, "max_train_steps": steps, "validation_steps": steps, "report_to": "none"}
+        flags = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+        command = [sys.executable, str(SCRIPT), "--output_dir", f"{folder}/out", *flags]
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+        subprocess.run(command, check=True, capture_output=True, env=environment)
+        return json.loads(Path(folder, "out", "metrics.json").read_text())["bits_per_dim"]
+
+
+def step_time_ratio(repeats: int) -> list[float]:
+    """Time of a training step with the learned schedule over one with the linear, measured in turns: median and quartiles."""
+    images = torch.randint(0, 17, (64, 1, 8, 8))
+    models = [
+        VDM(VDMUNet2DModel(8, 1, block_channels=64, layers_per_side=2, fourier_powers=(2, 3)), schedule, num_levels=17)
+        for schedule in (LearnedMonotoneSchedule(-8.0, 5.0), LearnedLinearSchedule(-8.0, 5.0))
+    ]
+    ratios = []
+    for _ in range(repeats + 3):
+        seconds = []
+        for vdm in models:
+            start = time.perf_counter()
+            vdm(images).bits_per_dim.mean().backward()
+            seconds.append(time.perf_counter() - start)
+            vdm.zero_grad()
+        ratios.append(seconds[0] / seconds[1])
+    low, median, high = statistics.quantiles(ratios[3:], n=4)
+    return [median, low, high]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--steps", type=int, default=1700, help="Training steps of every run.")
+    parser.add_argument("--seeds", type=int, default=3, help="Runs of every kind.")
+    parser.add_argument("--parallel", type=int, default=2, help="Runs at a time, one thread each.")
+    parser.add_argument("--repeats", type=int, default=40, help="Measurements of the step time.")
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/learned_schedule.json"))
+    options = parser.parse_args()
+
+    ratio = step_time_ratio(options.repeats)
+    with ThreadPoolExecutor(options.parallel) as pool:
+        bounds = {
+            run: [pool.submit(train, flags, seed, options.steps, 1) for seed in range(options.seeds)]
+            for run, flags in RUNS.items()
+        }
+        bounds = {run: [future.result() for future in futures] for run, futures in bounds.items()}
+    print(f"bits/dim on the held-out digits after {options.steps} steps, {options.seeds} seeds\n")
+    print("| bound | schedule | mean | spread (standard deviation) | runs |\n| --- | --- | --- | --- | --- |")
+    for (time_kind, schedule), values in bounds.items():
+        runs = ", ".join(f"{value:.4f}" for value in values)
+        print(f"| {time_kind} | {schedule} | {statistics.mean(values):.4f} | {statistics.stdev(values):.4f} | {runs} |")
+    print(f"\nstep time, learned over linear: {ratio[0]:.3f} (quartiles {ratio[1]:.3f} to {ratio[2]:.3f})")
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    results = {"bounds": {", ".join(run): values for run, values in bounds.items()}, "step_time_ratio": ratio}
+    options.output.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
