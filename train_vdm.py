@@ -7,7 +7,6 @@
 `--help` lists every option; docs/training.md explains them.
 """
 
-import copy
 import json
 import shutil
 import sys
@@ -23,7 +22,7 @@ from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin
 from transformers import HfArgumentParser
 
 from vdm_diffusers.data import ImageData, load_images
-from vdm_diffusers.figures import save_forward_process, save_noise_schedule, save_training_curve
+from vdm_diffusers.figures import save_forward_process, save_training_curve
 from vdm_diffusers.hub import create_repository, save_model_card, upload
 from vdm_diffusers.likelihood import histogram_bits_per_dim, variational_bound
 from vdm_diffusers.training import Trainer, build_vdm, find_checkpoint, save_samples
@@ -41,7 +40,6 @@ def main() -> None:
         data = load_data(config)
         set_seed(config.seed)
         vdm = build_vdm(config, data)
-        initial_schedule = copy.deepcopy(vdm.noise_schedule)
         accelerator = build_accelerator(config)
         set_seed(config.seed, device_specific=True)
         trainer = Trainer(accelerator, config, vdm, data)
@@ -68,7 +66,6 @@ def main() -> None:
         save_samples(vdm, config, output_dir / "samples.png")
     example = data.validation[0]["images"][None]
     save_forward_process(vdm.scale(example), vdm.noise_schedule, output_dir / "forward_process.png")
-    save_noise_schedule(initial_schedule, vdm.noise_schedule, output_dir / "noise_schedule.png")
     save_training_curve(trainer.history.training, trainer.history.validation, output_dir / "training_curve.png")
 
     metrics = asdict(bound) | {"histogram_bits_per_dim": histogram, "seconds": seconds}

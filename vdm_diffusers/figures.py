@@ -45,15 +45,20 @@ def save_forward_process(x: Tensor, schedule: NoiseSchedule, path: Path, num_tim
     save_image_grid(images, path, columns=num_times)
 
 
-@torch.no_grad()
-def save_noise_schedule(before: NoiseSchedule, after: NoiseSchedule, path: Path) -> None:
-    """Plot gamma and the SNR over time, before and after learning."""
-    times = torch.linspace(0, 1, 501)
+def save_noise_schedule(records: list[dict], path: Path) -> None:
+    """Plot gamma and the SNR over time, before learning, on the way, and after.
+
+    Each record has a `step` and `gammas`, at equidistant times from 0 to 1.
+    """
     figure, (left, right) = _subplots(1, 2, figsize=(9, 3.5))
-    for schedule, label, style in ((before, "before", "--"), (after, "after", "-")):
-        gamma = schedule(times.to(schedule.device)).cpu()
-        left.plot(times, gamma, style, label=label)
-        right.semilogy(times, gaussian.snr(gamma), style, label=label)
+    for index, record in enumerate(records):
+        style = {"color": "lightgrey"}
+        if index in (0, len(records) - 1):
+            style = {"linestyle": "-" if index else "--", "label": f"step {record['step']}"}
+        gamma = torch.tensor(record["gammas"])
+        times = torch.linspace(0, 1, len(gamma))
+        left.plot(times, gamma, **style)
+        right.semilogy(times, gaussian.snr(gamma), **style)
     left.set(xlabel="t", ylabel=r"$\gamma(t) = -\log\,\mathrm{SNR}$")
     right.set(xlabel="t", ylabel=r"$\mathrm{SNR}(t)$")
     left.legend()

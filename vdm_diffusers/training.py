@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
 from .data import ImageData
-from .figures import save_image_grid
+from .figures import save_image_grid, save_noise_schedule
 from .likelihood import variational_bound
 from .noise_schedules import NOISE_SCHEDULES, LearnedChainSchedule, NoiseSchedule
 from .training_config import TrainingConfig
@@ -68,16 +68,17 @@ class History:
         step (`int`): Optimiser steps done.
         training, validation (`list[dict]`): Records with `step` and `bits_per_dim`, those of the validation with
             `standard_error`.
+        schedules (`list[dict]`): Records with `step` and `gammas`, of the noise schedule at 101 equidistant times.
     """
 
     def __init__(self):
-        self.step, self.training, self.validation = 0, [], []
+        self.step, self.training, self.validation, self.schedules = 0, [], [], []
 
     def state_dict(self) -> dict:
-        return {"step": self.step, "training": self.training, "validation": self.validation}
+        return vars(self).copy()
 
     def load_state_dict(self, state: dict) -> None:
-        self.step, self.training, self.validation = state["step"], state["training"], state["validation"]
+        vars(self).update(state)
 
 
 class Trainer:
@@ -268,7 +269,7 @@ class Trainer:
                 )
 
     def _validate(self) -> None:
-        """Evaluate the moving average of the weights, on the main process."""
+        """Evaluate the moving average of the weights and plot its schedule, on the main process."""
         if self.accelerator.is_main_process:
             images = self.data.validation
             if self.config.max_validation_images is not None:
@@ -282,6 +283,9 @@ class Trainer:
                     self.config.seed,
                     self.accelerator.device,
                 )
+                gammas = self.vdm.noise_schedule.chain(100).tolist()
+            self.history.schedules.append({"step": self.history.step, "gammas": gammas})
+            save_noise_schedule(self.history.schedules, Path(self.config.output_dir, "noise_schedule.png"))
             record = {"bits_per_dim": bound.bits_per_dim, "standard_error": bound.standard_error}
             self.history.validation.append({"step": self.history.step} | record)
             self.accelerator.log({f"validation/{name}": value for name, value in record.items()}, self.history.step)
