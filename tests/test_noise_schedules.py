@@ -381,7 +381,7 @@ def test_learned_linear_schedule_starts_and_stays_linear():
 
 def test_learned_monotone_schedule_starts_nearly_linear():
     t = times(200)
-    torch.testing.assert_close(LearnedMonotoneSchedule()(t), LinearSchedule()(t).double(), rtol=0, atol=0.03 * 18.3)
+    torch.testing.assert_close(LearnedMonotoneSchedule()(t), LinearSchedule()(t).double(), rtol=0, atol=0.07 * 18.3)
 
 
 def test_learned_chain_schedule_has_its_logits_for_steps():
