@@ -150,10 +150,12 @@ class VDMScheduler(SchedulerMixin, ConfigMixin):
         if isinstance(config, dict):
             config = {name: value for name, value in config.items() if name != "_use_default_values"}
             known = config | kwargs
-            if known.get("use_flow_sigmas") or not known.keys() & {"gammas", "gamma_min", "beta_schedule", "trained_betas"}:
+            shifted = known.get("use_flow_sigmas") or "snr_shift_scale" in known
+            if shifted or not known.keys() & {"gammas", "gamma_min", "beta_schedule", "trained_betas"}:
                 raise ValueError(
-                    f"The configuration of {known.get('_class_name', 'this scheduler')} has neither a β-chain nor gammas, as"
-                    " those of flow matching and EDM: only models of a variance-preserving chain can be sampled here."
+                    f"The configuration of {known.get('_class_name', 'this scheduler')} has neither gammas nor a plain β-chain,"
+                    " as those of flow matching, EDM and CogVideoX: only models of a variance-preserving chain can be sampled"
+                    " here."
                 )
         return super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
 
