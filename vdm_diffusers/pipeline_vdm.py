@@ -105,8 +105,9 @@ class VDMPipeline(DiffusionPipeline):
         given = {"eta": eta, "generator": generator}
         step_kwargs = {name: value for name, value in given.items() if value is not None and name in accepted}
         self._num_timesteps = len(self.scheduler.timesteps)
+        self._guidance_scale = guidance_scale
         for i, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
-            model_output = self._guided_output(latents, t, class_labels, guidance_scale)
+            model_output = self._guided_output(latents, t, class_labels)
             latents = self.scheduler.step(model_output, t, latents, return_dict=False, **step_kwargs)[0]
             if callback_on_step_end is not None:
                 tensors = {"latents": latents} if callback_on_step_end_tensor_inputs else {}
@@ -120,6 +121,11 @@ class VDMPipeline(DiffusionPipeline):
     def num_timesteps(self) -> int:
         """Number of steps of the latest call."""
         return self._num_timesteps
+
+    @property
+    def guidance_scale(self) -> float:
+        """That of the latest call; a callback may change it by `pipeline._guidance_scale`, as elsewhere in diffusers."""
+        return self._guidance_scale
 
     def _resolve_batch_size(self, batch_size: int | None, class_labels: Tensor | None, latents: Tensor | None) -> int:
         sizes = {
@@ -157,16 +163,16 @@ class VDMPipeline(DiffusionPipeline):
         dtype = torch.promote_types(latents.dtype, torch.float32)
         return latents.to(device, dtype) * self.scheduler.init_noise_sigma
 
-    def _guided_output(self, latents: Tensor, t: Tensor, class_labels: Tensor | None, guidance_scale: float) -> Tensor:
+    def _guided_output(self, latents: Tensor, t: Tensor, class_labels: Tensor | None) -> Tensor:
         """The denoiser's output, `(B, C, H, W)` in the dtype of `latents`, with classifier-free guidance where asked for."""
         sample = self.scheduler.scale_model_input(latents, t)
-        if guidance_scale == 1 or class_labels is None:
+        if self.guidance_scale == 1 or class_labels is None:
             return self._output(sample, t, class_labels)
         null_labels = torch.full_like(class_labels, self._null_class())
         conditional, unconditional = self._output(torch.cat([sample, sample]), t, torch.cat([class_labels, null_labels])).chunk(
             2
         )
-        return unconditional + guidance_scale * (conditional - unconditional)
+        return unconditional + self.guidance_scale * (conditional - unconditional)
 
     def _output(self, sample: Tensor, t: Tensor, class_labels: Tensor | None) -> Tensor:
         timesteps = t.to(sample.device).expand(len(sample))
