@@ -73,7 +73,8 @@ def main() -> None:
     save_model_card(config, data, metrics)
     report(config, data, metrics)
     if repository is not None:
-        upload(config, repository)
+        with exit_with_message(RuntimeError):
+            upload(config, repository)
 
 
 def parse_options(arguments: list[str]) -> TrainingConfig:

@@ -1,12 +1,33 @@
-"""Shared fixtures: a fixed seed for every test, and the parametrised schedules and prediction types."""
+"""Shared fixtures: a fixed seed for every test, the parametrised schedules and prediction types, a tiny training run."""
+
+import sys
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from cases import PREDICTION_TYPES, SCHEDULES
 from hypothesis import settings
 
+import train_vdm
 from vdm_diffusers.noise_schedules import NoiseSchedule
 
+
+TINY = {
+    "block_channels": 8,
+    "layers_per_side": 1,
+    "norm_num_groups": 4,
+    "train_batch_size": 8,
+    "max_train_steps": 6,
+    "logging_steps": 2,
+    "validation_steps": 3,
+    "validation_repeats": 1,
+    "final_validation_repeats": 1,
+    "checkpointing_steps": 3,
+    "num_samples": 3,
+    "num_inference_steps": 3,
+    "lr_scheduler": "constant",
+    "report_to": "none",
+}
 
 settings.register_profile("tests", deadline=None, max_examples=25, derandomize=True, database=None)
 settings.load_profile("tests")
@@ -25,3 +46,18 @@ def schedule(request: pytest.FixtureRequest) -> NoiseSchedule:
 @pytest.fixture(params=PREDICTION_TYPES)
 def prediction_type(request: pytest.FixtureRequest) -> str:
     return request.param
+
+
+@pytest.fixture
+def train(monkeypatch, tmp_path):
+    """Runs `train_vdm.py` in this process with tiny options; its folder is `tmp_path / "out"` unless another is given."""
+
+    def run(*arguments: str, **options) -> None:
+        for state in (AcceleratorState, GradientState, PartialState):
+            state._reset_state() if hasattr(state, "_reset_state") else None
+        options = TINY | {"output_dir": tmp_path / "out"} | options
+        flags = [part for name, value in options.items() for part in (f"--{name}", *str(value).split())]
+        monkeypatch.setattr(sys, "argv", ["train_vdm.py", *flags, *arguments])
+        train_vdm.main()
+
+    return run

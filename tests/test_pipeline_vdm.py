@@ -122,6 +122,20 @@ def test_guidance_extrapolates_from_the_null_class():
     torch.testing.assert_close(unguided, null, rtol=1e-3, atol=1e-3)
 
 
+def test_callback_changes_the_guidance():
+    """Guidance that is switched off after the first of two steps no longer doubles the batch."""
+    pipe = tiny_pipeline(num_class_embeds=4)
+    batch_sizes = []
+    pipe.unet.register_forward_pre_hook(lambda unet, args: batch_sizes.append(len(args[0])))
+
+    def switch_off(pipeline, step, timestep, tensors):
+        pipeline._guidance_scale = 1.0
+        return tensors
+
+    images_of(pipe, class_labels=[0, 2], guidance_scale=2.0, num_inference_steps=2, callback_on_step_end=switch_off)
+    assert batch_sizes == [4, 2] and pipe.guidance_scale == 1.0
+
+
 def test_callback_sees_and_changes_the_latents():
     pipe = tiny_pipeline()
     seen = []

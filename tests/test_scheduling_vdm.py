@@ -109,6 +109,14 @@ def test_nothing_that_moves_a_scheduler_loses_its_schedule(tmp_path):
         assert other.config.prediction_type == "v_prediction"
 
 
+def test_configurations_on_all_ways_are_equal(tmp_path):
+    scheduler = VDMScheduler.from_noise_schedule(learned_schedule())
+    scheduler.save_pretrained(tmp_path)
+    expected = {name: value for name, value in scheduler.config.items() if name != "_use_default_values"}
+    assert dict(VDMScheduler.from_pretrained(tmp_path).config) == expected
+    assert dict(VDMScheduler.from_config(VDMScheduler().config).config) == dict(VDMScheduler().config)
+
+
 def test_config_gives_stock_schedulers_the_chain_whose_index_is_the_timestep():
     scheduler = VDMScheduler.from_noise_schedule(learned_schedule(), gamma_min=-10.0, gamma_max=5.0)
     stock = DDPMScheduler.from_config(scheduler.config)

@@ -1,52 +1,17 @@
 """train_vdm.py from end to end on the digits: what it writes, how it resumes, what it refuses."""
 
 import json
-import sys
 
 import numpy as np
 import PIL.Image
 import pytest
 import torch
 import yaml
-from accelerate.state import AcceleratorState, GradientState, PartialState
 
 import train_vdm
 from vdm_diffusers import VDM, VDMPipeline
 from vdm_diffusers.training import Trainer
 from vdm_diffusers.training_config import DIGITS, TrainingConfig
-
-
-TINY = {
-    "block_channels": 8,
-    "layers_per_side": 1,
-    "norm_num_groups": 4,
-    "train_batch_size": 8,
-    "max_train_steps": 6,
-    "logging_steps": 2,
-    "validation_steps": 3,
-    "validation_repeats": 1,
-    "final_validation_repeats": 1,
-    "checkpointing_steps": 3,
-    "num_samples": 3,
-    "num_inference_steps": 3,
-    "lr_scheduler": "constant",
-    "report_to": "none",
-}
-
-
-@pytest.fixture
-def train(monkeypatch, tmp_path):
-    """Runs `train_vdm.py` in this process with tiny options; its folder is `tmp_path / "out"` unless another is given."""
-
-    def run(*arguments: str, **options) -> None:
-        for state in (AcceleratorState, GradientState, PartialState):
-            state._reset_state() if hasattr(state, "_reset_state") else None
-        options = TINY | {"output_dir": tmp_path / "out"} | options
-        flags = [part for name, value in options.items() for part in (f"--{name}", *str(value).split())]
-        monkeypatch.setattr(sys, "argv", ["train_vdm.py", *flags, *arguments])
-        train_vdm.main()
-
-    return run
 
 
 def parameters(folder) -> dict[str, torch.Tensor]:

@@ -1,5 +1,6 @@
 """The Hub repository of a trained model: its card and its upload."""
 
+import shlex
 from pathlib import Path
 
 from diffusers.utils.hub_utils import populate_model_card
@@ -69,10 +70,18 @@ def create_repository(config: TrainingConfig) -> str:
 
 
 def upload(config: TrainingConfig, repository: str) -> None:
-    """Upload the output folder without its checkpoints."""
-    HfApi(token=config.hub_token).upload_folder(
-        repo_id=repository,
-        folder_path=config.output_dir,
-        commit_message=f"Train for {config.max_train_steps} steps",
-        ignore_patterns=["checkpoint-*/**"],
-    )
+    """Upload the output folder without its checkpoints; `RuntimeError` that says how to retry if that fails."""
+    checkpoints = "checkpoint-*/**"
+    try:
+        HfApi(token=config.hub_token).upload_folder(
+            repo_id=repository,
+            folder_path=config.output_dir,
+            commit_message=f"Train for {config.max_train_steps} steps",
+            ignore_patterns=[checkpoints],
+        )
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        command = shlex.join(["hf", "upload", repository, config.output_dir, ".", "--exclude", checkpoints])
+        raise RuntimeError(
+            f"The upload to {repository!r} failed: {reason} Everything is in {config.output_dir!r}; upload it by `{command}`."
+        ) from error

@@ -14,6 +14,8 @@ from .vdm import evaluating
 
 
 Generators = torch.Generator | list[torch.Generator] | None
+SPACINGS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
+"""Options of stock schedulers that space the noise levels in a way of their own."""
 
 
 class VDMPipeline(DiffusionPipeline):
@@ -64,7 +66,8 @@ class VDMPipeline(DiffusionPipeline):
                 Scale of classifier-free guidance, enabled when it differs from 1: the denoiser's output for the null class, its
                 last, plus this multiple of the difference that the label makes.
             num_inference_steps (`int`, *optional*, defaults to 250):
-                The number of denoising steps.
+                The number of denoising steps. A stock scheduler that can be given its timesteps, as whole numbers, gets those
+                of the model's noise schedule, of which two may coincide; others space as many as this in their own way.
             eta (`float`, *optional*):
                 Share of fresh noise, 0 being deterministic, for schedulers with such an argument. Defaults to theirs.
             generator (`torch.Generator` or `list[torch.Generator]`, *optional*):
@@ -95,15 +98,16 @@ class VDMPipeline(DiffusionPipeline):
         if class_labels is not None:
             class_labels = torch.as_tensor(class_labels, device=device).reshape(-1)
         batch_size = self._resolve_batch_size(batch_size, class_labels, latents)
+        self._set_timesteps(num_inference_steps, device)  # before the latents: some schedulers scale them by their first
         latents = self._prepare_latents(batch_size, generator, latents, device)
 
-        self.scheduler.set_timesteps(num_inference_steps, device=device)
         accepted = inspect.signature(self.scheduler.step).parameters
         given = {"eta": eta, "generator": generator}
         step_kwargs = {name: value for name, value in given.items() if value is not None and name in accepted}
         self._num_timesteps = len(self.scheduler.timesteps)
+        self._guidance_scale = guidance_scale
         for i, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
-            model_output = self._guided_output(latents, t, class_labels, guidance_scale)
+            model_output = self._guided_output(latents, t, class_labels)
             latents = self.scheduler.step(model_output, t, latents, return_dict=False, **step_kwargs)[0]
             if callback_on_step_end is not None:
                 tensors = {"latents": latents} if callback_on_step_end_tensor_inputs else {}
@@ -118,6 +122,11 @@ class VDMPipeline(DiffusionPipeline):
         """Number of steps of the latest call."""
         return self._num_timesteps
 
+    @property
+    def guidance_scale(self) -> float:
+        """That of the latest call; a callback may change it by `pipeline._guidance_scale`, as elsewhere in diffusers."""
+        return self._guidance_scale
+
     def _resolve_batch_size(self, batch_size: int | None, class_labels: Tensor | None, latents: Tensor | None) -> int:
         sizes = {
             "batch_size": batch_size,
@@ -128,6 +137,18 @@ class VDMPipeline(DiffusionPipeline):
         if len(set(sizes.values())) > 1:
             raise ValueError(f"The number of images is contradictory: {sizes}.")
         return next(iter(sizes.values()), 1)
+
+    def _set_timesteps(self, num_inference_steps: int, device: torch.device) -> None:
+        """Visit the model's noise schedule, also by a stock scheduler if it takes `timesteps` and has no spacing of its own."""
+        config, accepted = self.scheduler.config, inspect.signature(self.scheduler.set_timesteps).parameters
+        spaces_itself = "timesteps" not in accepted or any(config.get(name) for name in SPACINGS)
+        if isinstance(self.scheduler, VDMScheduler) or "gammas" not in config or spaces_itself:
+            self.scheduler.set_timesteps(num_inference_steps, device=device)
+        else:
+            schedule = VDMScheduler.from_config(config)
+            schedule.set_timesteps(num_inference_steps)
+            timesteps = schedule.timesteps.round().long().clamp(0, config.num_train_timesteps - 1).unique().flip(0)
+            self.scheduler.set_timesteps(timesteps=timesteps.tolist(), device=device)
 
     def _prepare_latents(self, batch_size: int, generator: Generators, latents: Tensor | None, device: torch.device) -> Tensor:
         if isinstance(generator, list) and len(generator) != batch_size:
@@ -142,16 +163,16 @@ class VDMPipeline(DiffusionPipeline):
         dtype = torch.promote_types(latents.dtype, torch.float32)
         return latents.to(device, dtype) * self.scheduler.init_noise_sigma
 
-    def _guided_output(self, latents: Tensor, t: Tensor, class_labels: Tensor | None, guidance_scale: float) -> Tensor:
+    def _guided_output(self, latents: Tensor, t: Tensor, class_labels: Tensor | None) -> Tensor:
         """The denoiser's output, `(B, C, H, W)` in the dtype of `latents`, with classifier-free guidance where asked for."""
         sample = self.scheduler.scale_model_input(latents, t)
-        if guidance_scale == 1 or class_labels is None:
+        if self.guidance_scale == 1 or class_labels is None:
             return self._output(sample, t, class_labels)
         null_labels = torch.full_like(class_labels, self._null_class())
         conditional, unconditional = self._output(torch.cat([sample, sample]), t, torch.cat([class_labels, null_labels])).chunk(
             2
         )
-        return unconditional + guidance_scale * (conditional - unconditional)
+        return unconditional + self.guidance_scale * (conditional - unconditional)
 
     def _output(self, sample: Tensor, t: Tensor, class_labels: Tensor | None) -> Tensor:
         timesteps = t.to(sample.device).expand(len(sample))

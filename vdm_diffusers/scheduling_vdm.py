@@ -124,7 +124,9 @@ class VDMScheduler(SchedulerMixin, ConfigMixin):
         self.noise_schedule = None if gammas is None else TableSchedule(gammas, times)
         if self.noise_schedule is not None:
             self.register_to_config(**{name: list(self.noise_schedule.config[name]) for name in ("gammas", "times")})
-        self.register_to_config(_class_name=type(self).__name__, _use_default_values=[])
+        self.register_to_config(_class_name=type(self).__name__)
+        if "_use_default_values" in self.config:  # `from_config` would leave out what it lists
+            self.register_to_config(_use_default_values=[])
         self.betas, self.alphas, self.alphas_cumprod = chain.betas, chain.alphas, chain.alphas_cumprod
         self.init_noise_sigma = 1.0
         self.num_inference_steps: int | None = None
@@ -147,15 +149,19 @@ class VDMScheduler(SchedulerMixin, ConfigMixin):
     @classmethod
     def from_config(cls, config=None, return_unused_kwargs: bool = False, **kwargs):
         """As in diffusers, except that every value counts, also one that the other scheduler had by default."""
-        if isinstance(config, dict):
-            config = {name: value for name, value in config.items() if name != "_use_default_values"}
-            known = config | kwargs
-            if known.get("use_flow_sigmas") or not known.keys() & {"gammas", "gamma_min", "beta_schedule", "trained_betas"}:
-                raise ValueError(
-                    f"The configuration of {known.get('_class_name', 'this scheduler')} has neither a β-chain nor gammas, as"
-                    " those of flow matching and EDM: only models of a variance-preserving chain can be sampled here."
-                )
-        return super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
+        if not isinstance(config, dict):
+            return super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)  # which refuses it
+        known = config | kwargs
+        shifted = known.get("use_flow_sigmas") or "snr_shift_scale" in known
+        if shifted or not known.keys() & {"gammas", "gamma_min", "beta_schedule", "trained_betas"}:
+            raise ValueError(
+                f"The configuration of {known.get('_class_name', 'this scheduler')} has neither gammas nor a plain β-chain, as"
+                " those of flow matching, EDM and CogVideoX: only models of a variance-preserving chain can be sampled here."
+            )
+        defaults = {"_use_default_values": []} if "_use_default_values" in config else {}
+        scheduler, unused = super().from_config(dict(config) | defaults, return_unused_kwargs=True, **kwargs)
+        scheduler.register_to_config(**defaults)
+        return (scheduler, unused) if return_unused_kwargs else scheduler
 
     def _chain(self) -> DDPMScheduler:
         """The β-chain, and which of its indices to visit, as the configuration has them at present."""
