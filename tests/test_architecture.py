@@ -14,7 +14,7 @@ LAYERS = (
     {"scheduling_vdm", "figures"},
     {"vdm"},
     {"pipeline_vdm", "likelihood", "training_config"},
-    {"training", "hub", "convert"},
+    {"training", "hub", "convert", "evaluate"},
 )
 """Lowest first. A module imports only from layers below its own."""
 

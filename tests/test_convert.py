@@ -10,8 +10,10 @@ import struct
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
+from diffusers import DPMSolverMultistepScheduler
 from torch import Tensor, nn
 
 from vdm_diffusers import VDM, LearnedMonotoneSchedule, LinearSchedule, VDMPipeline, VDMUNet2DModel, scheduling_vdm
@@ -25,8 +27,10 @@ from vdm_diffusers.convert import (
     official_views,
     read_config,
 )
+from vdm_diffusers.data import load_images
 from vdm_diffusers.flax_state import CHUNKED
-from vdm_diffusers.vdm import stratified_times
+from vdm_diffusers.likelihood import variational_bound
+from vdm_diffusers.vdm import LOG_2, stratified_times
 
 
 TRAVELLING = Path(__file__).parent / "official_vdm"
@@ -131,8 +135,26 @@ def test_folder_loads_trains_and_samples(name, tmp_path):
     pipe = VDMPipeline.from_pretrained(tmp_path / "out")
     pipe.set_progress_bar_config(disable=True)
     assert pipe(batch_size=2, num_inference_steps=2, output_type="np").images.shape == (2, 16, 16, 3)
+    pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
+    assert np.isfinite(pipe(batch_size=2, num_inference_steps=2, output_type="np").images).all()
     card = (tmp_path / "out" / "README.md").read_text()
     assert f"| {vectors.config.gamma_type}, gamma from" in card and "| training steps | 7 |" in card
+
+
+def test_converted_model_is_evaluated_and_trained_on(train, tmp_path):
+    vectors = Vectors(TRAVELLING / "fixed_continuous.npz", torch.float32)
+    convert_official_checkpoint(vectors.checkpoint, vectors.config, tmp_path / "official")
+    for split in ("train", "test"):
+        (tmp_path / "data" / split).mkdir(parents=True)
+        for i, image in enumerate(vectors.arrays["images"]):
+            PIL.Image.fromarray(image).save(tmp_path / "data" / split / f"{i}.png")
+    options = {"train_data_dir": tmp_path / "data", "cache_dir": tmp_path / "cache", "train_batch_size": 4}
+    train(pretrained_model_name_or_path=tmp_path / "official", learning_rate=1e-4, max_train_steps=2, **options)
+    before, after = (VDM.from_pretrained(tmp_path / name) for name in ("official", "out"))
+    assert not torch.equal(before.unet.conv_in.weight, after.unet.conv_in.weight)
+    bound = variational_bound(before, load_images(train_data_dir=str(tmp_path / "data")).validation, num_repeats=50)
+    theirs = (vectors["loss_recon"] + vectors["loss_klz"]).mean().item() / (3 * 16 * 16 * LOG_2)
+    assert bound.prior + bound.reconstruction == pytest.approx(theirs, rel=0.05)
 
 
 def test_round_trip_keeps_every_byte_of_the_file(name, tmp_path):

@@ -1,12 +1,14 @@
 """Bits per dimension of a data set: every image once, the same for every batch size, right where the answer is known."""
 
+import json
 import math
+from dataclasses import asdict
 
 import pytest
 import torch
 
-from vdm_diffusers import VDM, LearnedMonotoneSchedule, LinearSchedule, VDMUNet2DModel
-from vdm_diffusers.data import ImageDataset
+from vdm_diffusers import VDM, LearnedMonotoneSchedule, LinearSchedule, VDMUNet2DModel, evaluate
+from vdm_diffusers.data import ImageDataset, load_digits
 from vdm_diffusers.likelihood import histogram_bits_per_dim, variational_bound
 
 
@@ -76,3 +78,28 @@ def test_histogram_against_counting_by_hand():
     cost = [-math.log2(3 / 5) - math.log2(2 / 5), -math.log2(1 / 5) - math.log2(2 / 5)]
     value = histogram_bits_per_dim(ImageDataset(train), ImageDataset(test), num_levels=3)
     assert value == pytest.approx(sum(cost) / 4)
+
+
+def test_command_prints_what_the_function_returns(tmp_path, capsys):
+    unet = VDMUNet2DModel(8, 1, block_channels=8, layers_per_side=1, norm_num_groups=4, fourier_powers=())
+    vdm = VDM(unet, LearnedMonotoneSchedule(-8.0, 5.0, num_features=8), num_levels=17, num_timesteps=10)
+    vdm.save_pretrained(tmp_path / "model")
+    flags = ["--pretrained_model_name_or_path", str(tmp_path / "model"), "--num_timesteps", "10", "--seed", "3"]
+    evaluate.main([*flags, "--output_path", str(tmp_path / "result.json")])
+    expected = variational_bound(vdm, load_digits().validation, seed=3)
+    assert json.loads((tmp_path / "result.json").read_text()) == pytest.approx(asdict(expected), abs=1e-6)
+    assert f"{expected.bits_per_dim:.4f} ± {expected.standard_error:.4f}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--batch_size", "0"], "`--batch_size` is 0"),
+        (["--data_dir", "nowhere"], "`--train_data_dir` 'nowhere' is no folder"),
+        ([], "`--num_levels` is 4, but the digits have 17"),
+    ],
+)
+def test_unsuitable_evaluations_are_refused(tmp_path, flags, message):
+    tiny_vdm().save_pretrained(tmp_path / "model")
+    with pytest.raises(SystemExit, match=message):
+        evaluate.main(["--pretrained_model_name_or_path", str(tmp_path / "model"), *flags])

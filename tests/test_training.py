@@ -102,6 +102,7 @@ def test_checkpoints_are_rotated(train, tmp_path):
         {"label_column": "label", "num_samples": 10},
         {"prediction_type": "v_prediction", "noise_schedule": "CosineSchedule"},
         {"noise_schedule": "LearnedChainSchedule", "num_timesteps": 5},
+        {"mixed_precision": "bf16"},
         {"noise_schedule": "LearnedLinearSchedule", "attention_everywhere": True, "fourier_powers": "1 2 3"},
     ],
 )

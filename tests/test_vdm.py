@@ -276,6 +276,10 @@ def test_bad_options_are_refused(kwargs, message):
         tiny_vdm(**kwargs)
 
 
-def test_float_images_are_refused():
+def test_unsuitable_images_are_refused():
     with pytest.raises(TypeError, match="`images` must be integers"):
         tiny_vdm()(torch.rand(1, 2, 6, 6))
+    with pytest.raises(ValueError, match=r"integers in \[0, 16\), but they run from 0 to 16"):
+        tiny_vdm()(torch.arange(72).reshape(1, 2, 6, 6) % 17)
+    with pytest.raises(ValueError, match="but they run from -1 to"):
+        tiny_vdm()(torch.arange(-1, 71).reshape(1, 2, 6, 6) % 17 - 1)

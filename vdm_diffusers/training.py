@@ -157,7 +157,7 @@ class Trainer:
                 self._save_checkpoint()
         self.progress.close()
         self.ema.copy_to(self.vdm.parameters())
-        return self.vdm
+        return self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
 
     def _due(self, interval: int) -> bool:
         return self.history.step % interval == 0 or self.history.step == self.config.max_train_steps

@@ -123,9 +123,21 @@ class VDM(nn.Module):
         )
 
     def scale(self, images: Tensor) -> Tensor:
-        """Integer images as data in (-1, 1), the midpoints of `num_levels` bins: `x = 2 (v + ½) / num_levels - 1`."""
+        """Integer images as data in (-1, 1), the midpoints of `num_levels` bins: `x = 2 (v + ½) / num_levels - 1`.
+
+        Raises `TypeError` for images of another type and `ValueError` for values outside; of a type that can hold no others,
+        such as uint8 for 256 levels, the values are not looked at.
+        """
         if images.is_floating_point() or images.is_complex() or images.dtype == torch.bool:
             raise TypeError(f"`images` must be integers in [0, {self.num_levels}), but they are {images.dtype}.")
+        limits = torch.iinfo(images.dtype)
+        if limits.min < 0 or limits.max >= self.num_levels:
+            low, high = images.aminmax()
+            if low < 0 or high >= self.num_levels:
+                raise ValueError(
+                    f"`images` must be integers in [0, {self.num_levels}), but they run from {low} to {high}: give the"
+                    " `num_levels` that they have, or integers before any normalisation."
+                )
         return self._level(images.to(self._dtype))
 
     @property
