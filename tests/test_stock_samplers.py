@@ -1,11 +1,9 @@
 """Every sampler of diffusers on a VDM: samples of Gaussian data by its optimal denoiser have its mean and covariance."""
 
-import inspect
-
 import diffusers
 import pytest
 import torch
-from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler
+from diffusers import EulerDiscreteScheduler
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
 from diffusers.utils import is_torchsde_available
 from gaussian_model import COVARIANCE, MEAN, GaussianDenoiser
@@ -47,7 +45,8 @@ def learned_schedule() -> NoiseSchedule:
     with torch.no_grad():
         schedule.gamma_0 += 0.5
         schedule.gamma_1 -= 0.5
-        schedule.weight += torch.randn_like(schedule.weight)
+        for parameter in schedule.parameters():
+            parameter += 0.3 * torch.randn_like(parameter) if parameter.ndim else 0.0
     return schedule.eval()
 
 
@@ -106,43 +105,11 @@ def test_stochastic_samplers_reach_mean_and_covariance(case):
     assert ((covariance - COVARIANCE).abs() < 4 * spread + 0.01).all()
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_samplers_that_take_timesteps_get_those_of_the_learned_schedule(case):
-    pipe = pipeline()
-    schedule = VDMScheduler.from_config(pipe.scheduler.config).noise_schedule
-    swap(pipe, case)
-    pipe(latents=torch.zeros(1, 3, 1, 1), num_inference_steps=20, output_type="latent")
-    gammas = schedule(torch.arange(20, 0, -1, dtype=torch.float64) / 20)
-    learned = (1000 * (gammas - GAMMA_MIN) / (GAMMA_MAX - GAMMA_MIN)).round()
-    visited = pipe.scheduler.timesteps.double().unique().flip(0)
-    given = "timesteps" in inspect.signature(pipe.scheduler.set_timesteps).parameters and not CASES[case][1].keys() & {
-        "use_karras_sigmas", "use_lu_lambdas",
-    }  # fmt: skip
-    if "Heun" in case:
-        visited = visited[[(learned == t).any().item() for t in visited]]
-    assert (visited.shape == learned.shape and torch.equal(visited, learned)) == given
-
-
-def test_a_schedule_beyond_its_original_range_stays_within_the_chain():
-    schedule = learned_schedule()
-    with torch.no_grad():
-        schedule.gamma_1 += 3
-    pipe = pipeline()
-    pipe.scheduler = DPMSolverMultistepScheduler.from_config(VDMScheduler.from_noise_schedule(schedule).config)
-    pipe(latents=torch.zeros(1, 3, 1, 1), num_inference_steps=500, output_type="latent")
-    timesteps = pipe.scheduler.timesteps
-    assert timesteps[0] == 999 and timesteps[-1] >= 0 and (timesteps.diff() < 0).all()
-
-
 def test_latents_are_scaled_by_the_first_timestep_that_is_visited():
+    """Euler scales its latents by the first noise level and divides by it again for the denoiser."""
     pipe = pipeline()
-    pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
+    pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config, timestep_spacing="leading")
     seen = []
-
-    def callback(pipeline, step, timestep, tensors):
-        seen.append(pipeline.scheduler.init_noise_sigma)
-        return {"latents": torch.zeros_like(tensors["latents"])}
-
-    pipe(latents=torch.ones(1, 3, 1, 1), num_inference_steps=4, callback_on_step_end=callback, output_type="latent")
-    gamma_1 = GAMMA_MAX - 0.5
-    assert seen[0] == pytest.approx(torch.exp(torch.tensor(gamma_1 / 2)).item(), rel=0.01)
+    pipe.unet.register_forward_pre_hook(lambda unet, args: seen.append(args[0]))
+    pipe(latents=torch.ones(1, 3, 1, 1), num_inference_steps=4, output_type="latent")
+    torch.testing.assert_close(seen[0].float(), torch.ones(1, 3, 1, 1))

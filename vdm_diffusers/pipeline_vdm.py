@@ -14,8 +14,6 @@ from .vdm import evaluating
 
 
 Generators = torch.Generator | list[torch.Generator] | None
-SPACINGS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
-"""Options of stock schedulers that space the noise levels in a way of their own."""
 
 
 class VDMPipeline(DiffusionPipeline):
@@ -66,8 +64,7 @@ class VDMPipeline(DiffusionPipeline):
                 Scale of classifier-free guidance, enabled when it differs from 1: the denoiser's output for the null class, its
                 last, plus this multiple of the difference that the label makes.
             num_inference_steps (`int`, *optional*, defaults to 250):
-                The number of denoising steps. A stock scheduler that can be given its timesteps, as whole numbers, gets those
-                of the model's noise schedule, of which two may coincide; others space as many as this in their own way.
+                The number of denoising steps.
             eta (`float`, *optional*):
                 Share of fresh noise, 0 being deterministic, for schedulers with such an argument. Defaults to theirs.
             generator (`torch.Generator` or `list[torch.Generator]`, *optional*):
@@ -98,7 +95,8 @@ class VDMPipeline(DiffusionPipeline):
         if class_labels is not None:
             class_labels = torch.as_tensor(class_labels, device=device).reshape(-1)
         batch_size = self._resolve_batch_size(batch_size, class_labels, latents)
-        self._set_timesteps(num_inference_steps, device)  # before the latents: some schedulers scale them by their first
+        # before the latents: some schedulers scale them by the first noise level
+        self.scheduler.set_timesteps(num_inference_steps, device=device)
         latents = self._prepare_latents(batch_size, generator, latents, device)
 
         accepted = inspect.signature(self.scheduler.step).parameters
@@ -137,18 +135,6 @@ class VDMPipeline(DiffusionPipeline):
         if len(set(sizes.values())) > 1:
             raise ValueError(f"The number of images is contradictory: {sizes}.")
         return next(iter(sizes.values()), 1)
-
-    def _set_timesteps(self, num_inference_steps: int, device: torch.device) -> None:
-        """Visit the model's noise schedule, also by a stock scheduler if it takes `timesteps` and has no spacing of its own."""
-        config, accepted = self.scheduler.config, inspect.signature(self.scheduler.set_timesteps).parameters
-        spaces_itself = "timesteps" not in accepted or any(config.get(name) for name in SPACINGS)
-        if isinstance(self.scheduler, VDMScheduler) or "gammas" not in config or spaces_itself:
-            self.scheduler.set_timesteps(num_inference_steps, device=device)
-        else:
-            schedule = VDMScheduler.from_config(config)
-            schedule.set_timesteps(num_inference_steps)
-            timesteps = schedule.timesteps.round().long().clamp(0, config.num_train_timesteps - 1).unique().flip(0)
-            self.scheduler.set_timesteps(timesteps=timesteps.tolist(), device=device)
 
     def _prepare_latents(self, batch_size: int, generator: Generators, latents: Tensor | None, device: torch.device) -> Tensor:
         if isinstance(generator, list) and len(generator) != batch_size:
