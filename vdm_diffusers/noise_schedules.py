@@ -57,7 +57,7 @@ class NoiseSchedule(ModelMixin, ConfigMixin, ABC):
         return torch.exp(softplus(gamma[:-1]) - softplus(gamma[1:]))
 
     @torch.no_grad()
-    def table(self, num_intervals: int = 1000) -> tuple[Tensor, Tensor]:
+    def table(self, num_intervals: int = 2000) -> tuple[Tensor, Tensor]:
         """Knots `(times, gammas)`, each `(num_intervals + 1,)`, float64 on the CPU, for [`TableSchedule`] to interpolate.
 
         They are equidistant in the mean of `t` and of normalised `gamma`, hence dense wherever the curve is steep: neither

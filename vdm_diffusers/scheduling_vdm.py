@@ -135,7 +135,7 @@ class VDMScheduler(SchedulerMixin, ConfigMixin):
         self._step_index: int | None = None
 
     @classmethod
-    def from_noise_schedule(cls, schedule: NoiseSchedule, num_intervals: int = 1000, **kwargs) -> "VDMScheduler":
+    def from_noise_schedule(cls, schedule: NoiseSchedule, num_intervals: int = 2000, **kwargs) -> "VDMScheduler":
         """
         A scheduler that visits a [`NoiseSchedule`], fixed or learned, baked as a table of `num_intervals` intervals.
 
