@@ -80,7 +80,7 @@ def test_two_processes_train_with_noises_of_their_own(tmp_path):
     options = TINY | {"output_dir": tmp_path / "out", "train_batch_size": 16, "checkpointing_steps": 6}
     flags = [part for name, value in options.items() for part in (f"--{name}", str(value))]
     script = Path(train_vdm.__file__)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", script, *flags]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", script, *flags]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     subprocess.run(launch, check=True, capture_output=True, env=environment)
     states = [torch.load(path, weights_only=False) for path in sorted((tmp_path / "out").glob("*/random_states_*.pkl"))]
