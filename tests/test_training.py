@@ -169,6 +169,12 @@ def test_bad_options_end_in_one_sentence_with_nothing_written(train, tmp_path, o
     assert not (tmp_path / "out").exists()
 
 
+def test_help_explains_the_options(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        train_vdm.parse_options(["--help"])
+    assert "--schedule_learning_rate" in capsys.readouterr().out
+
+
 def test_unknown_choices_are_refused(train, capsys):
     with pytest.raises(SystemExit):
         train(prediction_type="flow")

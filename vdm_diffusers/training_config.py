@@ -30,7 +30,9 @@ class TrainingConfig:
     cache_dir: str | None = option(None, "Where downloaded data sets and models are kept.")
     image_column: str | None = option(None, "The column of images. Default: the only one, or image.")
     label_column: str | None = option(None, "A column of class labels: trains a class-conditional model.")
-    validation_split: str | None = option(None, "Held-out split. Default: validation or test, else 5 %% of the training set.")
+    validation_split: str | None = option(
+        None, "Held-out split. Default: validation or test, else a twentieth of the training set."
+    )
     resolution: int | None = option(None, "Height and width that the images must have. Default: whatever they have.")
     num_channels: int | None = option(None, "Channels that the images must have. Default: whatever they have.")
     num_levels: int | None = option(None, "Images are integers in [0, num_levels). Default: what their type can hold.")
