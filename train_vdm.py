@@ -25,7 +25,8 @@ from vdm_diffusers.data import ImageData, load_images
 from vdm_diffusers.figures import save_forward_process, save_training_curve
 from vdm_diffusers.hub import create_repository, save_model_card, upload
 from vdm_diffusers.likelihood import histogram_bits_per_dim, variational_bound
-from vdm_diffusers.training import Trainer, build_vdm, find_checkpoint, save_samples
+from vdm_diffusers.model_building import build_vdm
+from vdm_diffusers.training import Trainer, find_checkpoint, save_samples
 from vdm_diffusers.training_config import DIGITS, TrainingConfig
 
 

@@ -10,11 +10,11 @@ import vdm_diffusers
 
 PACKAGE = Path(vdm_diffusers.__file__).parent
 LAYERS = (
-    {"gaussian", "noise_schedules", "timestep_maps", "unet_vdm", "data", "flax_state"},
+    {"gaussian", "noise_schedules", "timestep_maps", "weightings", "unet_vdm", "data", "flax_state"},
     {"scheduling_vdm", "figures"},
     {"vdm"},
     {"pipeline_vdm", "likelihood", "training_config"},
-    {"training", "hub", "convert", "evaluate"},
+    {"model_building", "training", "hub", "convert", "evaluate"},
 )
 """Lowest first. A module imports only from layers below its own."""
 

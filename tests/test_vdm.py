@@ -283,3 +283,16 @@ def test_unsuitable_images_are_refused():
         tiny_vdm()(torch.arange(72).reshape(1, 2, 6, 6) % 17)
     with pytest.raises(ValueError, match="but they run from -1 to"):
         tiny_vdm()(torch.arange(-1, 71).reshape(1, 2, 6, 6) % 17 - 1)
+
+
+def test_conditioning_reaches_the_denoiser():
+    vdm = tiny_vdm().eval()
+    torch.nn.init.normal_(vdm.unet.conv_out.weight)
+    torch.nn.init.normal_(vdm.unet.mid[0].resnet.conv2.weight)
+    torch.nn.init.normal_(vdm.unet.mid[0].resnet.cond_proj.weight)
+    images = torch.randint(0, 16, (4, 2, 6, 6))
+    fixed = {"times": torch.rand(4), "noise": torch.randn(2, 4, 2, 6, 6)}
+    without = vdm(images, **fixed).diffusion
+    torch.testing.assert_close(vdm(images, **fixed, conditioning=torch.zeros(4, 1)).diffusion, without)
+    mixed = vdm(images, **fixed, conditioning=torch.tensor([[0.0], [1.0], [0.0], [1.0]])).diffusion
+    assert [torch.allclose(a, b, rtol=1e-4) for a, b in zip(mixed, without)] == [True, False, True, False]

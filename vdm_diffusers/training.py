@@ -19,42 +19,8 @@ from tqdm.auto import tqdm
 from .data import ImageData
 from .figures import save_image_grid, save_noise_schedule
 from .likelihood import variational_bound
-from .noise_schedules import NOISE_SCHEDULES, LearnedChainSchedule, NoiseSchedule
 from .training_config import TrainingConfig
-from .unet_vdm import VDMUNet2DModel
 from .vdm import LOG_2, VDM, VDMLoss, stratified_times
-
-
-def build_vdm(config: TrainingConfig, data: ImageData) -> VDM:
-    """A new model for the data, or the pretrained one that the configuration names."""
-    if config.pretrained_model_name_or_path is not None:
-        vdm = VDM.from_pretrained(config.pretrained_model_name_or_path, config.num_timesteps, cache_dir=config.cache_dir)
-        if (vdm.unet.config.in_channels, vdm.num_levels) != (data.shape[0], data.num_levels):
-            raise ValueError(
-                f"`--pretrained_model_name_or_path` is a model of images with {vdm.unet.config.in_channels} channels and"
-                f" {vdm.num_levels} levels, but {data.name!r} has {data.shape[0]} and {data.num_levels}."
-            )
-        return vdm
-    finest = round(math.log2(data.num_levels / 2))
-    unet = VDMUNet2DModel(
-        sample_size=data.shape[1:],
-        in_channels=data.shape[0],
-        block_channels=config.block_channels,
-        layers_per_side=config.layers_per_side,
-        attention_everywhere=config.attention_everywhere,
-        norm_num_groups=config.norm_num_groups,
-        dropout=config.dropout,
-        fourier_powers=(finest - 1, finest) if config.fourier_powers is None else tuple(config.fourier_powers),
-        num_class_embeds=None if data.num_classes is None else data.num_classes + 1,
-    )
-    return VDM(unet, build_schedule(config), config.prediction_type, data.num_levels, config.num_timesteps)
-
-
-def build_schedule(config: TrainingConfig) -> NoiseSchedule:
-    """The noise schedule that the configuration names, in its initial state."""
-    schedule = NOISE_SCHEDULES[config.noise_schedule]
-    kwargs = {"num_steps": config.num_timesteps} if schedule is LearnedChainSchedule else {}
-    return schedule(gamma_min=config.gamma_min, gamma_max=config.gamma_max, **kwargs)
 
 
 MIN_GAMMA_RANGE = 1.0
@@ -185,7 +151,7 @@ class Trainer:
             batch = next(batches)
             with self.accelerator.accumulate(self.model):
                 loss = self.model(batch["images"], self._labels(batch), self._times(micro_step))
-                self.accelerator.backward(loss.bits_per_dim.mean())
+                self.accelerator.backward(loss.objective.mean())
                 moments.append(_moments(loss))
                 if self.accelerator.sync_gradients:
                     norm = self.accelerator.clip_grad_norm_(self.vdm.unet.parameters(), self.config.max_grad_norm)

@@ -5,6 +5,7 @@ from typing import Literal
 
 from .gaussian import PREDICTIONS
 from .noise_schedules import NOISE_SCHEDULES, LearnedChainSchedule, TableSchedule
+from .weightings import WEIGHTINGS
 
 
 def option(default, help: str, **metadata):
@@ -55,6 +56,9 @@ class TrainingConfig:
     gamma_min: float = option(-13.3, "-log SNR at t = 0; a learned schedule starts here.")
     gamma_max: float = option(5.0, "-log SNR at t = 1; a learned schedule starts here.")
     num_timesteps: int | None = option(None, "T of the discrete-time bound. Default: continuous time.")
+    weighting: Literal[tuple(WEIGHTINGS)] = option(
+        "elbo", "What noise levels count for in the loss; all but elbo, the bound, fix the schedule's end points."
+    )
     class_dropout: float = option(0.1, "Share of labels replaced by the null class, for classifier-free guidance.")
 
     # Optimisation

@@ -1,7 +1,7 @@
 """VDM = denoiser + noise schedule -> the three terms of the variational bound (Kingma et al. 2021, section 3 and 4)."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -12,6 +12,7 @@ from . import gaussian
 from .noise_schedules import NOISE_SCHEDULES, NoiseSchedule, PinnedSchedule, TableSchedule
 from .scheduling_vdm import VDMScheduler
 from .timestep_maps import AffineTimesteps
+from .weightings import WEIGHTINGS, check_weighting
 
 
 if TYPE_CHECKING:
@@ -29,12 +30,14 @@ class VDMLoss(NamedTuple):
         reconstruction (`Tensor` of shape `(B,)`): an estimate of `E_q[-log p(x|z_0)]` from one draw, in nats.
         diffusion (`Tensor` of shape `(B,)`): an estimate of the denoising-matching term from one time and draw, in nats.
         num_dims (`int`): number of dimensions of an image, `C·H·W`.
+        weight (`Tensor` of shape `(B,)`): What training counts the noise level of the diffusion term for; 1 for the bound.
     """
 
     prior: Tensor
     reconstruction: Tensor
     diffusion: Tensor
     num_dims: int
+    weight: Tensor
 
     @property
     def nats(self) -> Tensor:
@@ -45,6 +48,11 @@ class VDMLoss(NamedTuple):
     def bits_per_dim(self) -> Tensor:
         """Their sum, `(B,)`, in bits per dimension."""
         return self.nats / (self.num_dims * LOG_2)
+
+    @property
+    def objective(self) -> Tensor:
+        """What is differentiated, `(B,)`: the bound in bits per dimension, its diffusion term weighted."""
+        return (self.prior + self.reconstruction + self.weight * self.diffusion) / (self.num_dims * LOG_2)
 
 
 class VDM(nn.Module):
@@ -63,9 +71,12 @@ class VDM(nn.Module):
         num_timesteps (`int`, *optional*): T of the discrete-time bound; `None`, the default, is continuous time.
         timestep_map ([`AffineTimesteps`], *optional*): What the denoiser is told of gamma. Defaults to a VDM's,
             `1000 (gamma - gamma_min) / (gamma_max - gamma_min)` with the schedule's configured constants.
+        weighting (`str`, defaults to `"elbo"`): Which of `WEIGHTINGS` is trained with, in continuous time. Any but the bound
+            fixes the end points of a learned schedule, since it says nothing about them.
 
     Raises:
-        `ValueError`: for an unknown `prediction_type`, `num_levels < 2` or `num_timesteps < 1`.
+        `ValueError`: for an unknown `prediction_type` or `weighting`, `num_levels < 2` or `num_timesteps < 1`, and for a
+            weighting in discrete time or with a learned schedule that has no end points of its own.
     """
 
     def __init__(
@@ -76,9 +87,11 @@ class VDM(nn.Module):
         num_levels: int = 256,
         num_timesteps: int | None = None,
         timestep_map: AffineTimesteps | None = None,
+        weighting: str = "elbo",
     ):
         super().__init__()
         gaussian.check_prediction_type(prediction_type)
+        check_weighting(weighting)
         if num_levels < 2:
             raise ValueError(f"`num_levels` is {num_levels}, but an image needs at least two.")
         if num_timesteps is not None and num_timesteps < 1:
@@ -89,6 +102,21 @@ class VDM(nn.Module):
         self.num_levels = num_levels
         self.num_timesteps = num_timesteps
         self.timestep_map = timestep_map or AffineTimesteps(noise_schedule.gamma_min, noise_schedule.gamma_max)
+        self.weighting = weighting
+        if weighting != "elbo":
+            self._fix_end_points()
+
+    def _fix_end_points(self) -> None:
+        if self.num_timesteps is not None:
+            raise ValueError(f"`weighting` {self.weighting!r} is one of continuous time: leave out `num_timesteps`.")
+        if isinstance(self.noise_schedule, PinnedSchedule):
+            self.noise_schedule.gamma_0.requires_grad_(False)
+            self.noise_schedule.gamma_1.requires_grad_(False)
+        elif any(True for _ in self.noise_schedule.parameters()):
+            raise ValueError(
+                f"`weighting` {self.weighting!r} can't train {type(self.noise_schedule).__name__}, whose end points are not"
+                " parameters of their own and so can't be kept: choose another schedule."
+            )
 
     def forward(
         self,
@@ -97,6 +125,7 @@ class VDM(nn.Module):
         times: Tensor | None = None,
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
+        conditioning: Tensor | None = None,
     ) -> VDMLoss:
         """
         Args:
@@ -106,6 +135,7 @@ class VDM(nn.Module):
             noise (`Tensor` of shape `(2, B, C, H, W)`, *optional*): Standard normal, for `z_0` and for `z_t`.
             generator (`torch.Generator`, *optional*): Source of `times` and `noise` where they aren't given; defaults to the
                 global one of their device.
+            conditioning (`Tensor` of shape `(B, conditioning_dim)`, *optional*): Passed on to the denoiser.
 
         Returns:
             [`VDMLoss`], in float32 at least.
@@ -115,11 +145,13 @@ class VDM(nn.Module):
             times = stratified_times(torch.rand((), generator=generator, device=x.device), len(x))
         if noise is None:
             noise = torch.randn(2, *x.shape, generator=generator, device=x.device, dtype=x.dtype)
+        diffusion, weight = self._weighted_diffusion(x, times, noise[1], class_labels, conditioning)
         return VDMLoss(
             prior=self.prior(x),
             reconstruction=self.reconstruction(images, noise[0]),
-            diffusion=self.diffusion(x, times, noise[1], class_labels),
+            diffusion=diffusion,
             num_dims=x[0].numel(),
+            weight=weight,
         )
 
     def scale(self, images: Tensor) -> Tensor:
@@ -166,7 +198,14 @@ class VDM(nn.Module):
         log_p = log_p.log_softmax(-1).gather(-1, images[..., None].long()).squeeze(-1)
         return -log_p.flatten(1).sum(1)
 
-    def diffusion(self, x: Tensor, times: Tensor, eps: Tensor, class_labels: Tensor | None = None) -> Tensor:
+    def diffusion(
+        self,
+        x: Tensor,
+        times: Tensor,
+        eps: Tensor,
+        class_labels: Tensor | None = None,
+        conditioning: Tensor | None = None,
+    ) -> Tensor:
         """Denoising matching at `z_t = alpha_t x + sigma_t eps`, `(B,)`, in nats: its expectation over `times` is the term.
 
         `½ γ'(t) ||eps - eps_hat||²` in continuous time (section 5), `½ T expm1(γ(t) - γ(s)) ||eps - eps_hat||²` for T steps
@@ -175,24 +214,32 @@ class VDM(nn.Module):
         In continuous time the term doesn't depend on the schedule between its end points, but the variance of this estimate
         does. So the interior of a [`PinnedSchedule`] gets another gradient, of the mean of the squared estimates in bits per
         dimension, where the mean of the estimates in bits per dimension is what is differentiated (appendix I.2): image by
-        image, `∇L² = 2 L ∇L`, from the same backward pass.
+        image, `∇L² = 2 L ∇L`, from the same backward pass. With a weighting, L is the weighted estimate `w L` throughout.
         """
-        if self.num_timesteps is not None:
-            return self._denoising_loss(x, *self._discrete_weight(times), eps, class_labels)
-        if not isinstance(self.noise_schedule, PinnedSchedule):
-            gamma_t, slope = self.noise_schedule.with_derivative(times)
-            return self._denoising_loss(x, gamma_t, 0.5 * slope, eps, class_labels)
-        gamma_t, slope, scale_interior = self.noise_schedule.with_separate_gradients(times)
-        loss = self._denoising_loss(x, gamma_t, 0.5 * slope, eps, class_labels)
-        scale_interior(2 * loss.detach() / (x[0].numel() * LOG_2))
-        return loss
+        return self._weighted_diffusion(x, times, eps, class_labels, conditioning)[0]
 
-    def _denoising_loss(self, x: Tensor, gamma_t: Tensor, weight: Tensor, eps: Tensor, class_labels: Tensor | None) -> Tensor:
-        """`weight ||eps - eps_hat||²`, `(B,)`."""
+    def _weighted_diffusion(
+        self, x: Tensor, times: Tensor, eps: Tensor, class_labels: Tensor | None, conditioning: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The term and the weight of its noise level, each `(B,)`."""
+        gamma_t, factor, scale_interior = self._noise_level(times)
         z_t = gaussian.diffuse(x, eps, gamma_t)
-        error = gaussian.target(self.prediction_type, x, eps, gamma_t) - self.denoise(z_t, gamma_t, class_labels)
-        weight = weight * gaussian.epsilon_error_scale(self.prediction_type, gamma_t) ** 2
-        return weight * (error**2).flatten(1).sum(1)
+        output = self.denoise(z_t, gamma_t, class_labels, conditioning)
+        error = gaussian.target(self.prediction_type, x, eps, gamma_t) - output
+        factor = factor * gaussian.epsilon_error_scale(self.prediction_type, gamma_t) ** 2
+        loss, weight = factor * (error**2).flatten(1).sum(1), WEIGHTINGS[self.weighting](gamma_t)
+        scale_interior(2 * (weight * loss).detach() / (x[0].numel() * LOG_2))
+        return loss, weight
+
+    def _noise_level(self, times: Tensor) -> tuple[Tensor, Tensor, Callable[[Tensor], None]]:
+        """`gamma_t` and the factor of `||eps - eps_hat||²`, each `(B,)`, and what scales the gradients of the interior."""
+        if self.num_timesteps is not None:
+            return *self._discrete_weight(times), lambda factor: None
+        if isinstance(self.noise_schedule, PinnedSchedule):
+            gamma_t, slope, scale_interior = self.noise_schedule.with_separate_gradients(times)
+            return gamma_t, 0.5 * slope, scale_interior
+        gamma_t, slope = self.noise_schedule.with_derivative(times)
+        return gamma_t, 0.5 * slope, lambda factor: None
 
     def _discrete_weight(self, times: Tensor) -> tuple[Tensor, Tensor]:
         """`gamma_t`, `t` rounded up to the chain, and the factor of `||eps - eps_hat||²`, each `(B,)`."""
@@ -201,9 +248,13 @@ class VDM(nn.Module):
         gamma_s, gamma_t = self.noise_schedule(torch.stack([i - 1, i]) / self.num_timesteps)
         return gamma_t, self.num_timesteps * gaussian.denoising_kl_weight(gamma_s, gamma_t)
 
-    def denoise(self, z_t: Tensor, gamma_t: Tensor, class_labels: Tensor | None = None) -> Tensor:
+    def denoise(
+        self, z_t: Tensor, gamma_t: Tensor, class_labels: Tensor | None = None, conditioning: Tensor | None = None
+    ) -> Tensor:
         """The denoiser's output at `z_t` `(B, C, H, W)` of noise level `gamma_t` `(B,)`, in the dtype of `z_t`."""
-        return self.unet(z_t, self.timestep_map(gamma_t), class_labels=class_labels, return_dict=False)[0].to(z_t.dtype)
+        kwargs = {} if conditioning is None else {"conditioning": conditioning}
+        timestep = self.timestep_map(gamma_t)
+        return self.unet(z_t, timestep, class_labels=class_labels, return_dict=False, **kwargs)[0].to(z_t.dtype)
 
     def to_scheduler(self) -> VDMScheduler:
         """A scheduler with the present state of the noise schedule."""
@@ -223,7 +274,11 @@ class VDM(nn.Module):
 
     @classmethod
     def from_pipeline(
-        cls, pipeline: "VDMPipeline", noise_schedule: NoiseSchedule | None = None, num_timesteps: int | None = None
+        cls,
+        pipeline: "VDMPipeline",
+        noise_schedule: NoiseSchedule | None = None,
+        num_timesteps: int | None = None,
+        weighting: str = "elbo",
     ) -> "VDM":
         """The model that a pipeline samples, sharing its denoiser.
 
@@ -237,6 +292,7 @@ class VDM(nn.Module):
             num_levels=pipeline.config.get("num_levels", 256),
             num_timesteps=num_timesteps,
             timestep_map=scheduler.timestep_map,
+            weighting=weighting,
         )
 
     def save_pretrained(self, save_directory: str | os.PathLike) -> None:
@@ -246,7 +302,11 @@ class VDM(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path: str | os.PathLike, num_timesteps: int | None = None, **kwargs
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike,
+        num_timesteps: int | None = None,
+        weighting: str = "elbo",
+        **kwargs,
     ) -> "VDM":
         """Load what [`~VDM.save_pretrained`] wrote, from a folder or the Hub; `kwargs` go to the loaders."""
         from .pipeline_vdm import VDMPipeline
@@ -254,7 +314,8 @@ class VDM(nn.Module):
         source = {"pretrained_model_name_or_path": pretrained_model_name_or_path, "subfolder": "noise_schedule"}
         config = NoiseSchedule.load_config(**source, **kwargs)
         schedule = NOISE_SCHEDULES[config["_class_name"]].from_pretrained(**source, **kwargs)
-        return cls.from_pipeline(VDMPipeline.from_pretrained(pretrained_model_name_or_path, **kwargs), schedule, num_timesteps)
+        pipeline = VDMPipeline.from_pretrained(pretrained_model_name_or_path, **kwargs)
+        return cls.from_pipeline(pipeline, schedule, num_timesteps, weighting)
 
 
 @contextmanager
