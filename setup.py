@@ -36,6 +36,7 @@ setup(
         "pillow>=10",
         "PyYAML>=6",
         "safetensors>=0.4",
+        "torchdata>=0.11",
         "tqdm>=4.66",
     ],
     extras_require=EXTRAS,

@@ -11,7 +11,7 @@ import vdm_diffusers
 PACKAGE = Path(vdm_diffusers.__file__).parent
 LAYERS = (
     {"gaussian", "noise_schedules", "timestep_maps", "weightings", "unet_vdm", "data", "flax_state"},
-    {"scheduling_vdm", "figures"},
+    {"scheduling_vdm", "figures", "streaming"},
     {"vdm"},
     {"pipeline_vdm", "likelihood", "training_config"},
     {"model_building", "training", "hub", "convert", "evaluate"},

@@ -10,7 +10,7 @@ import numpy as np
 import PIL.Image
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 
 
 DIGITS_TRAIN_SIZE = 1500
@@ -46,14 +46,14 @@ class ImageData:
 
     Attributes:
         train, validation (`Dataset`): Their items are `{"images": (C, H, W) integers in [0, num_levels)}`, with
-            `"class_labels"` in `[0, num_classes)` if there are classes.
+            `"class_labels"` in `[0, num_classes)` if there are classes. `train` may be an [`ImageStream`].
         shape (`tuple[int, int, int]`): Channels, height and width.
         num_levels (`int`): Number of grey levels.
         num_classes (`int`, *optional*): Number of classes.
         name (`str`): For messages and the model card.
     """
 
-    train: Dataset
+    train: Dataset | IterableDataset
     validation: Dataset
     shape: tuple[int, int, int]
     num_levels: int
@@ -131,19 +131,16 @@ def load_images(
         raise ValueError("`--dataset_name` and `--train_data_dir` are both given: choose one.")
     if dataset_name is None and train_data_dir is None:
         data = load_digits(label_column)
-        _check_shape(data.shape, resolution, num_channels)
+        check_shape(data.shape, resolution, num_channels)
         if num_levels not in (None, data.num_levels):
             raise ValueError(f"`--num_levels` is {num_levels}, but the digits have {data.num_levels}: leave it out.")
         return data
 
-    splits = _load_splits(dataset_name, train_data_dir, dataset_config_name, cache_dir)
+    splits = load_splits(dataset_name, train_data_dir, dataset_config_name, cache_dir)
     train, validation = _train_and_validation(splits, validation_split)
-    image_column = image_column or _image_column(train)
-    for option, column in (("image_column", image_column), ("label_column", label_column)):
-        if column is not None and column not in train.column_names:
-            raise ValueError(f"`--{option}` is {column!r}, but the columns are {', '.join(map(repr, train.column_names))}.")
-    shape, levels = _common_format(train, validation, image_column)
-    _check_shape(shape, resolution, num_channels)
+    image_column = find_image_column(train.features, image_column, label_column)
+    shape, levels = common_format({"train": train, "validation": validation}, image_column)
+    check_shape(shape, resolution, num_channels)
     data = ImageData(
         train=ImageDataset(train, image_column, label_column),
         validation=ImageDataset(validation, image_column, label_column),
@@ -157,14 +154,15 @@ def load_images(
     return data
 
 
-def _load_splits(name: str | None, folder: str | None, config_name: str | None, cache_dir: str | None):
+def load_splits(name: str | None, folder: str | None, config_name: str | None, cache_dir: str | None, streaming: bool = False):
+    """The splits of a data set on the Hub or in a folder, by name; `ValueError` if it can't be loaded."""
     from datasets import load_dataset
 
     if folder is not None and not Path(folder).is_dir():
         raise ValueError(f"`--train_data_dir` {folder!r} is no folder: give one of images or parquet files.")
     option, source = ("--dataset_name", name) if folder is None else ("--train_data_dir", folder)
     try:
-        return load_dataset(source, config_name, cache_dir=cache_dir)
+        return load_dataset(source, config_name, cache_dir=cache_dir, streaming=streaming)
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
@@ -174,31 +172,40 @@ def _load_splits(name: str | None, folder: str | None, config_name: str | None, 
 
 
 def _train_and_validation(splits, validation_split: str | None):
-    if "train" not in splits:
-        raise ValueError(f"The data set has no split 'train', only {', '.join(map(repr, splits))}.")
-    if validation_split is None:
-        validation_split = next((name for name in VALIDATION_SPLITS if name in splits), None)
+    validation_split = held_out_split(splits, validation_split)
     if validation_split is None:
         held_out = splits["train"].train_test_split(test_size=0.05, seed=0)
         return held_out["train"], held_out["test"]
-    if validation_split not in splits:
-        raise ValueError(f"`--validation_split` is {validation_split!r}, but the splits are {', '.join(map(repr, splits))}.")
     return splits["train"], splits[validation_split]
 
 
-def _image_column(dataset) -> str:
+def held_out_split(splits, validation_split: str | None) -> str | None:
+    """The name of the held-out split, `None` if there is none; `ValueError` without a split `train` or the one asked for."""
+    if "train" not in splits:
+        raise ValueError(f"The data set has no split 'train', only {', '.join(map(repr, splits))}.")
+    if validation_split not in (None, *splits):
+        raise ValueError(f"`--validation_split` is {validation_split!r}, but the splits are {', '.join(map(repr, splits))}.")
+    return validation_split or next((name for name in VALIDATION_SPLITS if name in splits), None)
+
+
+def find_image_column(features, image_column: str | None, label_column: str | None) -> str:
+    """`image_column`, or the only column of images; `ValueError` if there is none of that name or of the `label_column`'s."""
     from datasets import Image
 
-    columns = [name for name, feature in dataset.features.items() if isinstance(feature, Image)]
-    return columns[0] if len(columns) == 1 else "image"
+    columns = [name for name, feature in features.items() if isinstance(feature, Image)]
+    image_column = image_column or (columns[0] if len(columns) == 1 else "image")
+    for option, column in (("image_column", image_column), ("label_column", label_column)):
+        if column not in (None, *features):
+            raise ValueError(f"`--{option}` is {column!r}, but the columns are {', '.join(map(repr, features))}.")
+    return image_column
 
 
-def _common_format(train, validation, image_column: str) -> tuple[tuple[int, int, int], int]:
+def common_format(datasets: dict[str, Any], image_column: str) -> tuple[tuple[int, int, int], int]:
     """The `(C, H, W)` and the number of levels that all images share, read from their headers alone where they have one."""
     formats: dict[tuple, str] = {}
-    for split, dataset in (("train", train), ("validation", validation)):
+    for split, dataset in datasets.items():
         for index, image in enumerate(_headers(dataset, image_column)):
-            formats.setdefault(_format(image), f"{split}[{index}]")
+            formats.setdefault(image_format(image), f"{split}[{index}]")
     if len(formats) > 1:
         found = ", ".join(
             f"{channels}×{height}×{width} ({place})" for ((channels, height, width), _), place in list(formats.items())[:3]
@@ -218,7 +225,8 @@ def _headers(dataset, image_column: str):
     return (PIL.Image.open(file["path"] if file["bytes"] is None else io.BytesIO(file["bytes"])) for file in files)
 
 
-def _format(image: PIL.Image.Image | list) -> tuple[tuple[int, int, int], int]:
+def image_format(image: PIL.Image.Image | list) -> tuple[tuple[int, int, int], int]:
+    """The `(C, H, W)` of an image and the number of levels that its type holds; `ValueError` for PIL modes without levels."""
     if not isinstance(image, PIL.Image.Image):
         tensor = image_to_tensor(image)
         return tuple(tensor.shape), 256 if tensor.dtype == torch.uint8 else int(2**31)
@@ -228,7 +236,7 @@ def _format(image: PIL.Image.Image | list) -> tuple[tuple[int, int, int], int]:
     return (channels, image.height, image.width), levels
 
 
-def _check_shape(shape: tuple[int, int, int], resolution: int | None, num_channels: int | None) -> None:
+def check_shape(shape: tuple[int, int, int], resolution: int | None, num_channels: int | None) -> None:
     channels, height, width = shape
     if resolution is not None and (height, width) != (resolution, resolution):
         raise ValueError(
