@@ -40,6 +40,10 @@ class NoiseSchedule(ModelMixin, ConfigMixin, ABC):
         """`(gamma(t), dgamma/dt)`, both shaped as `t`, by forward-mode differentiation."""
         return _with_derivative(self.forward, at_least_float32(t))
 
+    def end_points(self) -> tuple[Tensor, Tensor]:
+        """`(gamma(0), gamma(1))`, scalars: all that the continuous-time bound depends on."""
+        return self.chain(1).unbind()
+
     def chain(self, num_steps: int) -> Tensor:
         """`gamma(i/T)` for i = 0, ..., T, shape `(T + 1,)`: the discrete chain that the schedule stands for.
 
@@ -100,15 +104,20 @@ class PinnedSchedule(NoiseSchedule, ABC):
     def curve(self, t: Tensor) -> Tensor:
         """Any strictly increasing function of `t`, shaped as `t`."""
 
-    def progress(self, t: Tensor) -> Tensor:
-        """The curve, renormalised to run from 0 to 1: the interior of the schedule, without its end points."""
-        with torch.autocast(t.device.type, enabled=False):
-            start, end = self.curve(t.new_zeros(())), self.curve(t.new_ones(()))
-            return (self.curve(t) - start) / (end - start)
+    def curve_with_slope(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The curve and its derivative, by forward-mode differentiation unless a schedule has a closed form."""
+        return _with_derivative(self.curve, t)
+
+    def end_points(self) -> tuple[Tensor, Tensor]:
+        return at_least_float32(self.gamma_0), at_least_float32(self.gamma_1)
 
     def forward(self, t: Tensor) -> Tensor:
-        progress = self.progress(at_least_float32(t))
-        return (1 - progress) * self.gamma_0 + progress * self.gamma_1
+        t = at_least_float32(t)
+        with torch.autocast(t.device.type, enabled=False):
+            return self._between_end_points(_progress(self.curve(_after_ends(t)))[0].reshape(t.shape))
+
+    def with_derivative(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return self.with_separate_gradients(t)[:2]
 
     def with_separate_gradients(self, t: Tensor) -> tuple[Tensor, Tensor, Callable[[Tensor], None]]:
         """
@@ -117,15 +126,32 @@ class PinnedSchedule(NoiseSchedule, ABC):
         Called before the backward pass with a factor shaped as `t`, it multiplies what flows from each time into the parameters
         of the interior, and leaves alone what flows into the end points.
         """
-        progress, rate = _with_derivative(self.progress, at_least_float32(t))
+        t = at_least_float32(t)
+        with torch.autocast(t.device.type, enabled=False):
+            curve, slope = self.curve_with_slope(_after_ends(t))
+            progress, rise = _progress(curve)
+            progress, rate = progress.reshape(t.shape), (slope[2:] / rise).reshape(t.shape)
 
         def scale_interior(factor: Tensor) -> None:
             for tensor in (progress, rate):
                 if tensor.requires_grad:
                     tensor.register_hook(lambda gradient: gradient * factor)
 
-        gamma = (1 - progress) * self.gamma_0 + progress * self.gamma_1
-        return gamma, (self.gamma_1 - self.gamma_0) * rate, scale_interior
+        return self._between_end_points(progress), (self.gamma_1 - self.gamma_0) * rate, scale_interior
+
+    def _between_end_points(self, progress: Tensor) -> Tensor:
+        return (1 - progress) * self.gamma_0 + progress * self.gamma_1
+
+
+def _after_ends(t: Tensor) -> Tensor:
+    """`t`, flattened, with both ends of [0, 1] put before it."""
+    return torch.cat([torch.linspace(0, 1, 2, dtype=t.dtype, device=t.device), t.flatten()])
+
+
+def _progress(curve: Tensor) -> tuple[Tensor, Tensor]:
+    """A curve, given [`_after_ends`], renormalised to run from 0 to 1, and how far it rose before."""
+    start, end, inside = curve.split([1, 1, len(curve) - 2])
+    return (inside - start) / (end - start), end - start
 
 
 class LinearSchedule(PinnedSchedule):
@@ -297,6 +323,12 @@ class LearnedMonotoneSchedule(PinnedSchedule):
     def curve(self, t: Tensor) -> Tensor:
         features = torch.sigmoid(self.log_slope.exp() * t[..., None] + self.bias)
         return 1e-3 * t + (self.logits.softmax(0) * features).sum(-1)
+
+    def curve_with_slope(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        slopes, weights = self.log_slope.exp(), self.logits.softmax(0)
+        features = torch.sigmoid(slopes * t[..., None] + self.bias)
+        curve = 1e-3 * t + (weights * features).sum(-1)
+        return curve, 1e-3 + (weights * slopes * (features - features**2)).sum(-1)
 
 
 class LearnedChainSchedule(PinnedSchedule):
