@@ -20,6 +20,7 @@ from vdm_diffusers import (
     VDM,
     CosineSchedule,
     LearnedChainSchedule,
+    LearnedLinearSchedule,
     LearnedMonotoneSchedule,
     LinearSchedule,
     VDMPipeline,
@@ -99,24 +100,32 @@ def test_prior_term_is_a_kl_divergence():
     torch.testing.assert_close(vdm.prior(x).mean(), 0.5 * moments, rtol=1e-9, atol=0)
 
 
-@pytest.mark.parametrize("num_levels", [2, 17, 256])
-@pytest.mark.parametrize("gamma_0", [-12.0, -4.0, 2.0])
-def test_reconstruction_term_is_the_decoder_s_cross_entropy(num_levels, gamma_0):
-    vdm = gaussian_vdm(LinearSchedule(gamma_0, gamma_0 + 5), num_levels=num_levels)
-    images = torch.randint(0, num_levels, (3, 3, 1, 1))
-    eps = torch.randn(3, 3, 1, 1, dtype=torch.float64)
+def dense_cross_entropy(images, eps, gamma_0, num_levels):
+    """`-log p(x|z_0)` by its definition, a softmax over all levels."""
     alpha, sigma = math.sqrt(1 / (1 + math.exp(gamma_0))), math.sqrt(1 / (1 + math.exp(-gamma_0)))
-    levels = 2 * (np.arange(num_levels) + 0.5) / num_levels - 1
-    expected = []
-    for image, noise in zip(images.flatten(1).tolist(), eps.flatten(1).tolist()):
-        nats = 0.0
-        for v, e in zip(image, noise):
-            density = np.exp(-0.5 * ((alpha * levels[v] + sigma * e - alpha * levels) / sigma) ** 2)
-            nats -= math.log(density[v] / density.sum())
-        expected.append(nats)
-    torch.testing.assert_close(
-        vdm.reconstruction(images, eps), torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=1e-10
-    )
+    x = 2 * (np.arange(num_levels) + 0.5) / num_levels - 1
+    z_0 = alpha * x[images] + sigma * eps
+    log_density = -0.5 * ((z_0[..., None] - alpha * x) / sigma) ** 2
+    log_p = np.take_along_axis(log_density, images[..., None], -1)[..., 0] - np.logaddexp.reduce(log_density, -1)
+    return -log_p.reshape(len(images), -1).sum(1)
+
+
+@pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, 1e-9), (torch.float32, 2e-5)])
+@pytest.mark.parametrize("num_levels", [2, 17, 256])
+@pytest.mark.parametrize("gamma_0", [-20.0, -13.25, -12.0, -8.0, -4.0, 2.0, 12.0])
+def test_reconstruction_term_is_the_decoder_s_cross_entropy(num_levels, gamma_0, dtype, rtol):
+    vdm = gaussian_vdm(LearnedLinearSchedule(gamma_0, gamma_0 + 5), num_levels=num_levels).to(dtype)
+    images = torch.randint(0, num_levels, (8, 3, 4, 4))
+    images[0], images[1] = 0, num_levels - 1
+    eps = torch.randn(8, 3, 4, 4, dtype=dtype)
+    eps[2] = min(0.5 / (num_levels / 2 * math.exp(gamma_0 / 2)), 5)  # half-way between two levels
+    eps[3:5] *= 3
+
+    nats = vdm.reconstruction(images, eps)
+    expected = [dense_cross_entropy(images.numpy(), eps.double().numpy(), gamma_0 + d, num_levels) for d in (0, 1e-5, -1e-5)]
+    torch.testing.assert_close(nats.double(), torch.from_numpy(expected[0]), rtol=rtol, atol=rtol / 10)
+    gradient = torch.autograd.grad(nats.sum(), vdm.noise_schedule.gamma_0)[0].item()
+    assert gradient == pytest.approx((expected[1] - expected[2]).sum() / 2e-5, rel=1e-4, abs=1e-4)
 
 
 def test_prediction_types_of_one_denoiser_give_one_loss():
