@@ -8,25 +8,36 @@
 """
 
 import json
+import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin, ProjectConfiguration, set_seed
+from accelerate.utils import (
+    DataLoaderConfiguration,
+    GradientAccumulationPlugin,
+    ProjectConfiguration,
+    broadcast_object_list,
+    set_seed,
+)
 from transformers import HfArgumentParser
 
+from vdm_diffusers.checkpoints import CheckpointError, clear_the_way, find_checkpoint, read_manifest
 from vdm_diffusers.data import ImageData, load_images
 from vdm_diffusers.figures import save_forward_process, save_training_curve
 from vdm_diffusers.hub import create_repository, save_model_card, upload
 from vdm_diffusers.likelihood import histogram_bits_per_dim, variational_bound
 from vdm_diffusers.model_building import build_vdm
-from vdm_diffusers.training import Trainer, find_checkpoint, save_samples
+from vdm_diffusers.resuming import compare_runs, describe_run
+from vdm_diffusers.stopping import TrainingStopped
+from vdm_diffusers.training import Trainer, draw_samples, save_samples
 from vdm_diffusers.training_config import DIGITS, TrainingConfig
 
 
@@ -37,22 +48,34 @@ def main() -> None:
     seconds: dict[str, float] = {}
     with exit_with_message(ValueError), timed(seconds, "preparation"):
         config = parse_options(sys.argv[1:])
-        check_output_dir(config)
+        accelerator = build_accelerator(config)
+        checkpoint = on_main_process(accelerator, check_output_dir, config)
         data = load_data(config)
+        if checkpoint is not None:
+            on_main_process(accelerator, check_resumption, config, data, checkpoint, accelerator.num_processes)
         set_seed(config.seed)
         vdm = build_vdm(config, data)
-        accelerator = build_accelerator(config)
         set_seed(config.seed, device_specific=True)
-        trainer = Trainer(accelerator, config, vdm, data)
-        repository = create_repository(config) if config.push_to_hub and accelerator.is_main_process else None
-        if accelerator.is_main_process:
-            prepare_output_dir(config)
-        accelerator.wait_for_everyone()
+        trainer = Trainer(accelerator, config, vdm, data, checkpoint)
+        repository = on_main_process(accelerator, create_repository, config) if config.push_to_hub else None
+        on_main_process(accelerator, prepare_output_dir, config, checkpoint)
+        check_that_folder_is_shared(config)
 
-    accelerator.init_trackers("train_vdm", {key: value for key, value in asdict(config).items() if is_plain(value)})
-    with exit_with_message(FloatingPointError), timed(seconds, "training"):
-        vdm = trainer.train()
+    accelerator.init_trackers(
+        "train_vdm",
+        {key: value for key, value in asdict(config).items() if is_plain(value)},
+        {"tensorboard": {"purge_step": trainer.history.step + 1}},
+    )
+    with exit_with_message(FloatingPointError, CheckpointError), timed(seconds, "training"):
+        try:
+            vdm = trainer.train()
+        except TrainingStopped as stopped:
+            accelerator.end_training()
+            accelerator.print(f"train_vdm.py: {stopped}")
+            return
     accelerator.end_training()
+    with timed(seconds, "sampling"):
+        samples = draw_samples(accelerator, vdm, config)
     if not accelerator.is_main_process:
         return
 
@@ -63,8 +86,7 @@ def main() -> None:
             vdm, data.validation, config.final_validation_repeats, seed=config.seed, device=accelerator.device
         )
         histogram = histogram_bits_per_dim(data.train, data.validation, data.num_levels)
-    with timed(seconds, "sampling"):
-        save_samples(vdm, config, output_dir / "samples.png")
+    save_samples(samples, output_dir / "samples.png")
     example = data.validation[0]["images"][None]
     save_forward_process(vdm.scale(example), vdm.noise_schedule, output_dir / "forward_process.png")
     save_training_curve(trainer.history.training, trainer.history.validation, output_dir / "training_curve.png")
@@ -126,12 +148,13 @@ def build_accelerator(config: TrainingConfig) -> Accelerator:
     )
 
 
-def check_output_dir(config: TrainingConfig) -> None:
-    """Refuse a folder with a run in it unless that run is to be resumed or replaced, and any other folder with files."""
+def check_output_dir(config: TrainingConfig) -> Path | None:
+    """Refuse a folder that can't be written, one with a run in it unless that run is to be resumed or replaced, and any other
+    with files; find and verify the checkpoint that is to be resumed, and return it."""
     folder = Path(config.output_dir)
     if config.resume_from_checkpoint is not None:
-        find_checkpoint(config)
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        return find_checkpoint(config.resume_from_checkpoint, folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         if not (folder / CONFIG_NAME).is_file():
             raise ValueError(f"`--output_dir` {config.output_dir!r} holds something other than a run: name another folder.")
         if not config.overwrite_output_dir:
@@ -139,16 +162,40 @@ def check_output_dir(config: TrainingConfig) -> None:
                 f"`--output_dir` {config.output_dir!r} holds another run: name another folder, go on with that run by"
                 " `--resume_from_checkpoint latest`, or replace it by `--overwrite_output_dir`."
             )
+    return None
 
 
-def prepare_output_dir(config: TrainingConfig) -> None:
+def check_resumption(config: TrainingConfig, data: ImageData, checkpoint: Path, num_processes: int) -> None:
+    """Refuse to go on from the checkpoint of another run, and print what else changes."""
+    now = describe_run(config, data, num_processes)
+    for sentence in compare_runs(read_manifest(checkpoint), now, config.allow_config_change):
+        print(sentence)
+
+
+def prepare_output_dir(config: TrainingConfig, checkpoint: Path | None) -> None:
     """Make the output folder, empty unless a run is resumed, and write the options there."""
     folder = Path(config.output_dir)
-    if folder.exists() and config.resume_from_checkpoint is None:
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    options = {key: value for key, value in asdict(config).items() if key != "hub_token"}
-    (folder / CONFIG_NAME).write_text(json.dumps(options, indent=2) + "\n")
+    try:
+        if folder.exists() and checkpoint is None:
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        if checkpoint is not None:
+            clear_the_way(folder, checkpoint)
+        options = {key: value for key, value in asdict(config).items() if key != "hub_token"}
+        (folder / CONFIG_NAME).write_text(json.dumps(options, indent=2) + "\n")
+    except OSError as error:
+        raise ValueError(
+            f"`--output_dir` {config.output_dir!r} can't be written: {error.strerror}. Name a folder that can be."
+        ) from error
+
+
+def check_that_folder_is_shared(config: TrainingConfig) -> None:
+    """Every process writes its part of a checkpoint."""
+    if not Path(config.output_dir, CONFIG_NAME).is_file():
+        raise ValueError(
+            f"`--output_dir` {config.output_dir!r} is not the same folder on all machines: name one that they share, since each"
+            " writes its part of a checkpoint there."
+        )
 
 
 def is_plain(value: object) -> bool:
@@ -168,13 +215,27 @@ def report(config: TrainingConfig, data: ImageData, metrics: dict) -> None:
     )
 
 
+def on_main_process(accelerator: Accelerator, function: Callable, *arguments: object) -> Any:
+    """What a function returns, or the `ValueError` that it raises, on the main process: on all of them."""
+    result, message = None, None
+    if accelerator.is_main_process:
+        try:
+            result = function(*arguments)
+        except ValueError as error:
+            message = str(error)
+    result, message = broadcast_object_list([result, message])
+    if message is not None:
+        raise ValueError(message)
+    return result
+
+
 @contextmanager
-def exit_with_message(error_type: type[Exception]) -> Iterator[None]:
-    """End the program with the message of an error of that type instead of its traceback."""
+def exit_with_message(*error_types: type[Exception]) -> Iterator[None]:
+    """End the program with the message of an error of these types instead of its traceback; one process of many says it."""
     try:
         yield
-    except error_type as error:
-        raise SystemExit(f"train_vdm.py: {error}") from error
+    except error_types as error:
+        raise SystemExit(f"train_vdm.py: {error}" if int(os.environ.get("RANK", "0")) == 0 else 1) from error
 
 
 @contextmanager

@@ -10,10 +10,11 @@ import vdm_diffusers
 
 PACKAGE = Path(vdm_diffusers.__file__).parent
 LAYERS = (
-    {"gaussian", "noise_schedules", "timestep_maps", "weightings", "unet_vdm", "data", "flax_state"},
-    {"scheduling_vdm", "figures", "streaming"},
+    {"gaussian", "noise_schedules", "timestep_maps", "weightings", "unet_vdm", "data", "flax_state", "checkpoints", "stopping"},
+    {"scheduling_vdm", "figures", "health", "streaming"},
     {"vdm"},
     {"pipeline_vdm", "likelihood", "training_config"},
+    {"resuming"},
     {"model_building", "training", "hub", "convert", "evaluate"},
 )
 """Lowest first. A module imports only from layers below its own."""

@@ -158,7 +158,7 @@ def test_options_come_from_a_file_and_then_from_flags(tmp_path):
         ({"resolution": 28}, "`--resolution` is 28, but the images are 8×8"),
         ({"num_channels": 3}, "`--num_channels` is 3"),
         ({"image_column": "image", "label_column": "digit"}, "`--label_column` is 'digit'"),
-        ({"train_batch_size": 2000}, "takes 2000 images at once, but 'digits' has 1500"),
+        ({"train_batch_size": 2000}, "takes 2000 images a step, but 'digits' has 1500"),
         ({"resume_from_checkpoint": "latest"}, "there is no such checkpoint"),
         ({"block_channels": 10}, "`block_channels` .10. must be a multiple of `norm_num_groups`"),
     ],

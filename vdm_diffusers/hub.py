@@ -6,6 +6,7 @@ from pathlib import Path
 from diffusers.utils.hub_utils import populate_model_card
 from huggingface_hub import HfApi, ModelCard
 
+from .checkpoints import ALL_NAMES
 from .data import ImageData
 from .training_config import TrainingConfig
 
@@ -71,17 +72,16 @@ def create_repository(config: TrainingConfig) -> str:
 
 def upload(config: TrainingConfig, repository: str) -> None:
     """Upload the output folder without its checkpoints; `RuntimeError` that says how to retry if that fails."""
-    checkpoints = "checkpoint-*/**"
     try:
         HfApi(token=config.hub_token).upload_folder(
             repo_id=repository,
             folder_path=config.output_dir,
             commit_message=f"Train for {config.max_train_steps} steps",
-            ignore_patterns=[checkpoints],
+            ignore_patterns=[ALL_NAMES],
         )
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        command = shlex.join(["hf", "upload", repository, config.output_dir, ".", "--exclude", checkpoints])
+        command = shlex.join(["hf", "upload", repository, config.output_dir, ".", "--exclude", ALL_NAMES])
         raise RuntimeError(
             f"The upload to {repository!r} failed: {reason} Everything is in {config.output_dir!r}; upload it by `{command}`."
         ) from error

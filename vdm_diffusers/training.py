@@ -1,30 +1,32 @@
-"""What a training run does: builds a model, trains it, and looks at it from time to time."""
+"""What a training run does: trains a model, looks at it from time to time, and survives what happens to it."""
 
 import math
-import os
-import shutil
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import count
+from dataclasses import asdict
+from itertools import count, islice
 from pathlib import Path
 
+import PIL.Image
 import torch
 from accelerate import Accelerator, skip_first_batches
+from accelerate.utils import broadcast_object_list, gather_object, set_seed
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 
+from .checkpoints import CheckpointError, latest_checkpoint, read_manifest, save_checkpoint
 from .data import ImageData
 from .figures import save_image_grid, save_noise_schedule
-from .likelihood import variational_bound
+from .health import check_schedule, drifted_end_points, first_not_finite
+from .likelihood import VariationalBound, variational_bound
+from .resuming import describe_run, images_a_step
+from .stopping import StopSignals, TrainingStopped
 from .training_config import TrainingConfig
 from .vdm import LOG_2, VDM, VDMLoss, stratified_times
-
-
-MIN_GAMMA_RANGE = 1.0
-"""What gamma must at least rise by: below it even the noisiest latent shows the data."""
 
 
 class History:
@@ -32,13 +34,15 @@ class History:
 
     Attributes:
         step (`int`): Optimiser steps done.
-        training, validation (`list[dict]`): Records with `step` and `bits_per_dim`, those of the validation with
-            `standard_error`.
+        window (`list[list[float]]`): For each step since the last log entry, the moments of the bound's terms and the norm of
+            the gradient.
+        training, validation (`list[dict]`): Records with `step` and `bits_per_dim`, those of the validation with the other
+            fields of [`VariationalBound`].
         schedules (`list[dict]`): Records with `step` and `gammas`, of the noise schedule at 101 equidistant times.
     """
 
     def __init__(self):
-        self.step, self.training, self.validation, self.schedules = 0, [], [], []
+        self.step, self.window, self.training, self.validation, self.schedules = 0, [], [], [], []
 
     def state_dict(self) -> dict:
         return vars(self).copy()
@@ -51,28 +55,25 @@ class Trainer:
     """
     Trains a VDM with Accelerate; the options are those of [`TrainingConfig`].
 
-    Raises `ValueError` if there are fewer images than a batch takes, or no checkpoint where one is to be resumed.
+    Args:
+        checkpoint (`Path`, *optional*): A verified checkpoint, to go on from.
+
+    Raises:
+        `ValueError`: if there are fewer images than a step takes, or if the checkpoint is one of another model.
 
     Attributes:
         vdm ([`VDM`]): What is trained.
         history ([`History`]): What has been logged.
     """
 
-    def __init__(self, accelerator: Accelerator, config: TrainingConfig, vdm: VDM, data: ImageData):
+    def __init__(
+        self, accelerator: Accelerator, config: TrainingConfig, vdm: VDM, data: ImageData, checkpoint: Path | None = None
+    ):
         self.accelerator, self.config, self.vdm, self.data = accelerator, config, vdm, data
-        self._check_batch_size()
-        optimizer = torch.optim.AdamW(
-            [
-                {"params": vdm.unet.parameters(), "lr": config.learning_rate, "weight_decay": config.adam_weight_decay},
-                {
-                    "params": vdm.noise_schedule.parameters(),
-                    "lr": config.schedule_learning_rate,
-                    "weight_decay": 0.0,
-                },
-            ],
-            betas=(config.adam_beta1, config.adam_beta2),
-            eps=config.adam_epsilon,
-        )
+        self.output_dir = Path(config.output_dir)
+        self.run = describe_run(config, data, accelerator.num_processes)
+        self.steps_an_epoch = self._count_steps_an_epoch()
+        optimizer = build_optimizer(config, vdm)
         self.lr_scheduler = get_scheduler(
             config.lr_scheduler,
             optimizer,
@@ -91,59 +92,71 @@ class Trainer:
         self.ema = EMAModel(vdm.parameters(), decay=config.ema_decay, use_ema_warmup=True, power=0.75, foreach=True)
         self.ema.to(accelerator.device)
         self.history = History()
-        self.window: list[Tensor] = []
+        self.not_reduced: list[Tensor] = []
         accelerator.register_for_checkpointing(self.lr_scheduler, self.ema, self.history)
-        if config.resume_from_checkpoint is not None:
-            accelerator.load_state(str(find_checkpoint(config)))
+        if checkpoint is not None:
+            self._load(checkpoint)
+        self.progress = tqdm(
+            total=config.max_train_steps,
+            initial=self.history.step,
+            desc="Training",
+            disable=not accelerator.is_main_process,
+        )
 
     def train(self) -> VDM:
         """
         Run to `max_train_steps` and return the model with the moving average of its weights.
 
-        Raises `FloatingPointError` when a loss or a gradient is not finite, naming the step and the last good checkpoint.
+        A checkpoint comes before the validation of the same step, so that a kill during the latter costs nothing else.
+
+        Raises:
+            `FloatingPointError`: when a loss or a gradient is not finite, naming the step and the last good checkpoint.
+            [`TrainingStopped`]: after SIGTERM or SIGINT, with a checkpoint of the last step.
+            [`CheckpointError`]: if that checkpoint can't be written.
         """
         batches = self._batches()
-        self.progress = tqdm(
-            total=self.config.max_train_steps,
-            initial=self.history.step,
-            desc="Training",
-            disable=not self.accelerator.is_main_process,
-        )
-        if self.history.step == 0:
-            self._validate()
         self.model.train()
-        while self.history.step < self.config.max_train_steps:
-            self._optimizer_step(batches)
-            if self._due(self.config.logging_steps) or self._due(self.config.checkpointing_steps):
-                self._log()
-            if self._due(self.config.validation_steps):
-                self._validate()
-                self._sample()
-            if self._due(self.config.checkpointing_steps):
-                self._save_checkpoint()
+        with StopSignals() as signals:
+            while self.history.step < self.config.max_train_steps or self._validation_is_due():
+                if number := signals.agreed():
+                    self._stop(number)
+                if self._validation_is_due():
+                    self._validate()
+                    continue
+                self._optimizer_step(batches)
+                if self._is_due(self.config.logging_steps):
+                    self._log()
+                if self._is_due(self.config.checkpointing_steps):
+                    self._save_checkpoint()
         self.progress.close()
         self.ema.copy_to(self.vdm.parameters())
         return self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
 
-    def _due(self, interval: int) -> bool:
+    def _is_due(self, interval: int) -> bool:
         return self.history.step % interval == 0 or self.history.step == self.config.max_train_steps
 
-    def _check_batch_size(self) -> None:
-        needed = self.config.train_batch_size * self.accelerator.num_processes
+    def _validation_is_due(self) -> bool:
+        last = self.history.validation[-1]["step"] if self.history.validation else None
+        return self._is_due(self.config.validation_steps) and last != self.history.step
+
+    def _count_steps_an_epoch(self) -> int:
+        needed = images_a_step(self.run)
         if len(self.data.train) < needed:
             raise ValueError(
-                f"`--train_batch_size` {self.config.train_batch_size} on {self.accelerator.num_processes} processes takes"
-                f" {needed} images at once, but {self.data.name!r} has {len(self.data.train)}: lower it."
+                f"`--train_batch_size` {self.config.train_batch_size} on {self.accelerator.num_processes} processes, times"
+                f" `--gradient_accumulation_steps` {self.config.gradient_accumulation_steps}, takes {needed} images a step, but"
+                f" {self.data.name!r} has {len(self.data.train)}: lower it."
             )
+        return len(self.data.train) // needed
 
     def _batches(self) -> Iterator[dict[str, Tensor]]:
-        """Batches from where the run stands, epoch after epoch, each in its own order."""
-        done = self.history.step * self.config.gradient_accumulation_steps
-        first_epoch, to_skip = divmod(done, len(self.loader))
+        """Batches from where the run stands, epoch after epoch of whole steps, each in its own order."""
+        first_epoch, done = divmod(self.history.step, self.steps_an_epoch)
         for epoch in count(first_epoch):
             self.loader.set_epoch(epoch)
-            yield from skip_first_batches(self.loader, to_skip) if to_skip else self.loader
-            to_skip = 0
+            to_skip, to_take = (steps * self.config.gradient_accumulation_steps for steps in (done, self.steps_an_epoch - done))
+            yield from islice(skip_first_batches(self.loader, to_skip) if to_skip else self.loader, to_take)
+            done = 0
 
     def _optimizer_step(self, batches: Iterator[dict[str, Tensor]]) -> None:
         moments = []
@@ -159,7 +172,7 @@ class Trainer:
                 self.optimizer.zero_grad()
         self.lr_scheduler.step()
         self.ema.step(self.vdm.parameters())
-        self.window.append(torch.cat([torch.stack(moments).mean(0), norm.detach().reshape(1)]))
+        self.not_reduced.append(torch.cat([torch.stack(moments).mean(0), norm.detach().reshape(1)]))
         self.history.step += 1
         self.progress.update()
 
@@ -179,12 +192,27 @@ class Trainer:
         times = stratified_times(torch.rand((), generator=generator), parts * self.config.train_batch_size)
         return times[part::parts].to(self.accelerator.device)
 
+    def _reduce_window(self) -> None:
+        """Average over the processes what each has seen since the last time, and check it."""
+        if not self.not_reduced:
+            return
+        rows = self.accelerator.reduce(torch.stack(self.not_reduced), reduction="mean").cpu()
+        self.not_reduced.clear()
+        bad = first_not_finite(rows, with_gradient=self.accelerator.scaler is None)
+        if bad is not None:
+            checkpoint = latest_checkpoint(self.output_dir)
+            resume = "There is no checkpoint yet" if checkpoint is None else f"The last good checkpoint is {checkpoint}"
+            step = self.history.step - len(rows) + 1 + bad
+            raise FloatingPointError(
+                f"The loss or its gradient is not finite at step {step}. {resume}; go on with a lower `--learning_rate`."
+            )
+        self.history.window += rows.tolist()
+
     def _log(self) -> None:
         """Average what was seen since the last time, and tell it to the history, the progress bar and the trackers."""
-        window = self.accelerator.reduce(torch.stack(self.window), reduction="mean").cpu()
-        self.window.clear()
-        self._check_finite(window)
-        prior, reconstruction, diffusion, square, gradient_norm = window.mean(0).tolist()
+        self._reduce_window()
+        check_schedule(self.vdm.noise_schedule, self.history.step)
+        prior, reconstruction, diffusion, square, gradient_norm = torch.tensor(self.history.window).mean(0).tolist()
         gamma_0, gamma_1 = self.vdm.noise_schedule.chain(1).tolist()
         record = {
             "bits_per_dim": prior + reconstruction + diffusion,
@@ -197,91 +225,115 @@ class Trainer:
             "gamma_0": gamma_0,
             "gamma_1": gamma_1,
         }
-        self._check_schedule(record)
+        self.history.window.clear()
         self.history.training.append({"step": self.history.step} | record)
         self.progress.set_postfix_str(f"{record['bits_per_dim']:.3f} bits/dim")
-        self.accelerator.log({f"train/{name}": value for name, value in record.items()}, self.history.step)
-
-    def _check_finite(self, window: Tensor) -> None:
-        """`window` holds, for each step since the last check, the moments of the terms and the norm of the gradient."""
-        checked = window[:, :-1] if self.accelerator.scaler is not None else window
-        bad = (~checked.isfinite().all(1)).nonzero()
-        if len(bad):
-            step = self.history.step - len(window) + 1 + bad[0].item()
-            checkpoint = latest_checkpoint(self.config)
-            resume = "There is no checkpoint yet" if checkpoint is None else f"The last good checkpoint is {checkpoint}"
-            raise FloatingPointError(
-                f"The loss or its gradient is not finite at step {step}. {resume}; go on with a lower `--learning_rate`."
-            )
-
-    def _check_schedule(self, record: dict[str, float]) -> None:
-        """Stop if the schedule has collapsed; warn if its end points have drifted to where another term dominates."""
-        gamma_0, gamma_1 = record["gamma_0"], record["gamma_1"]
-        with torch.no_grad():
-            times = torch.linspace(0, 1, 101, device=self.accelerator.device)
-            slope = self.vdm.noise_schedule.with_derivative(times)[1]
-        if gamma_1 - gamma_0 < MIN_GAMMA_RANGE or not (slope.isfinite() & (slope > 0)).all():
-            raise FloatingPointError(
-                f"The noise schedule has collapsed by step {self.history.step}: gamma runs from {gamma_0:.4g} to"
-                f" {gamma_1:.4g}, its derivative from {slope.min():.4g} to {slope.max():.4g}, but it must rise everywhere and"
-                f" by {MIN_GAMMA_RANGE} at least; begin with a lower `--schedule_learning_rate` or with end points further"
-                " apart."
-            )
-        for term, end in (("prior", "gamma_1"), ("reconstruction", "gamma_0")):
-            if record[term] > record["bits_per_dim"] / 2 and self.accelerator.is_main_process:
-                self.progress.write(
-                    f"warning: at step {self.history.step} the {term} term is {record[term]:.4f} of"
-                    f" {record['bits_per_dim']:.4f} bits/dim: {end} has drifted to {record[end]:.4g}."
-                )
+        with self._going_on_without("the log"):
+            self.accelerator.log({f"train/{name}": value for name, value in record.items()}, self.history.step)
+        for sentence in drifted_end_points(record):
+            self._warn(sentence)
 
     def _validate(self) -> None:
-        """Evaluate the moving average of the weights and plot its schedule, on the main process."""
+        """Evaluate the moving average of the weights, plot its schedule and draw samples."""
+        images = self.data.validation
+        if self.config.max_validation_images is not None:
+            images = Subset(images, range(min(len(images), self.config.max_validation_images)))
+        with self._averaged_weights():
+            bound = self._bound(images)
+            gammas = self.vdm.noise_schedule.chain(100).tolist()
+            samples = draw_samples(self.accelerator, self.vdm, self.config) if self.history.step else []
+        record = asdict(bound)
+        self.history.validation.append({"step": self.history.step} | record)
+        self.history.schedules.append({"step": self.history.step, "gammas": gammas})
+        self._write(f"{bound.bits_per_dim:.4f} ± {bound.standard_error:.4f} bits/dim on {len(images)} held-out images")
         if self.accelerator.is_main_process:
-            images = self.data.validation
-            if self.config.max_validation_images is not None:
-                images = Subset(images, range(min(len(images), self.config.max_validation_images)))
-            with self._averaged_weights():
-                bound = variational_bound(
-                    self.vdm,
-                    images,
-                    self.config.validation_repeats,
-                    self.config.train_batch_size,
-                    self.config.seed,
-                    self.accelerator.device,
-                )
-                gammas = self.vdm.noise_schedule.chain(100).tolist()
-            self.history.schedules.append({"step": self.history.step, "gammas": gammas})
-            save_noise_schedule(self.history.schedules, Path(self.config.output_dir, "noise_schedule.png"))
-            record = {"bits_per_dim": bound.bits_per_dim, "standard_error": bound.standard_error}
-            self.history.validation.append({"step": self.history.step} | record)
-            self.accelerator.log({f"validation/{name}": value for name, value in record.items()}, self.history.step)
-            self.progress.write(
-                f"step {self.history.step}: {bound.bits_per_dim:.4f} ± {bound.standard_error:.4f} bits/dim on"
-                f" {len(images)} held-out images"
-            )
+            with self._going_on_without("the log and the pictures"):
+                self.accelerator.log({f"validation/{name}": value for name, value in record.items()}, self.history.step)
+                save_noise_schedule(self.history.schedules, self.output_dir / "noise_schedule.png")
+                if samples:
+                    (self.output_dir / "samples").mkdir(exist_ok=True)
+                    save_samples(samples, self.output_dir / "samples" / f"step-{self.history.step}.png")
         self.accelerator.wait_for_everyone()
 
-    def _sample(self) -> None:
-        """Write a grid of samples of the moving average of the weights, on the main process."""
+    def _bound(self, images: Dataset) -> VariationalBound:
+        """The bound on held-out images, on the main process, for all of them."""
+        bound = None
         if self.accelerator.is_main_process:
-            folder = Path(self.config.output_dir, "samples")
-            folder.mkdir(parents=True, exist_ok=True)
-            with self._averaged_weights():
-                save_samples(self.vdm, self.config, folder / f"step-{self.history.step}.png")
-        self.accelerator.wait_for_everyone()
+            bound = variational_bound(
+                self.vdm,
+                images,
+                self.config.validation_repeats,
+                self.config.train_batch_size,
+                self.config.seed,
+                self.accelerator.device,
+            )
+        return broadcast_object_list([bound])[0]
 
     @contextmanager
     def _averaged_weights(self) -> Iterator[None]:
         self.ema.store(self.vdm.parameters())
         self.ema.copy_to(self.vdm.parameters())
-        yield
-        self.ema.restore(self.vdm.parameters())
+        try:
+            yield
+        finally:
+            self.ema.restore(self.vdm.parameters())
+
+    def _checkpoint(self) -> None:
+        self._reduce_window()
+        limit = self.config.checkpoints_total_limit
+        save_checkpoint(self.accelerator, self.output_dir, self.history.step, self.run, limit)
 
     def _save_checkpoint(self) -> None:
-        self.accelerator.save_state(os.path.join(self.config.output_dir, f"checkpoint-{self.history.step}"))
-        if self.accelerator.is_main_process and self.config.checkpoints_total_limit is not None:
-            for checkpoint in checkpoints(self.config)[: -self.config.checkpoints_total_limit]:
-                shutil.rmtree(checkpoint)
+        """Write one, or say why not and go on: the disk may have room again by the next."""
+        try:
+            self._checkpoint()
+        except CheckpointError as error:
+            last = latest_checkpoint(self.output_dir) if self.accelerator.is_main_process else None
+            kept = "there is none yet" if last is None else f"the last good one is {last}"
+            self._warn(f"no checkpoint could be written: {error}. Training goes on; {kept}.")
+
+    def _stop(self, number: signal.Signals) -> None:
+        if not (self.output_dir / f"checkpoint-{self.history.step}").exists():
+            self._checkpoint()
+        self.progress.close()
+        raise TrainingStopped(
+            f"{number.name} at step {self.history.step}: checkpoint-{self.history.step} is written, go on from it by"
+            " `--resume_from_checkpoint latest`."
+        )
+
+    def _load(self, checkpoint: Path) -> None:
+        """Go on from a checkpoint; random numbers are its own if it is one of as many processes, else drawn anew."""
+        try:
+            self.accelerator.load_state(str(checkpoint))
+        except RuntimeError as error:
+            raise ValueError(
+                f"{checkpoint} is one of another model than these options make: {str(error).splitlines()[-1].strip()}"
+            ) from error
+        if read_manifest(checkpoint)["num_processes"] != self.accelerator.num_processes:
+            set_seed((self.config.seed + 1_000_003 * self.history.step) % 2**31, device_specific=True)
+
+    def _write(self, sentence: str) -> None:
+        if self.accelerator.is_main_process:
+            self.progress.write(f"step {self.history.step}: {sentence}")
+
+    def _warn(self, sentence: str) -> None:
+        self._write(f"warning: {sentence}")
+
+    @contextmanager
+    def _going_on_without(self, what: str) -> Iterator[None]:
+        """A disk that is full, or gone, doesn't end a run of days for the sake of a picture."""
+        try:
+            yield
+        except OSError as error:
+            self._warn(f"{what} could not be written: {error}")
+
+
+def build_optimizer(config: TrainingConfig, vdm: VDM) -> torch.optim.Optimizer:
+    """AdamW, with a learning rate of its own and without weight decay for a schedule that learns."""
+    denoiser = {"params": list(vdm.unet.parameters()), "lr": config.learning_rate, "weight_decay": config.adam_weight_decay}
+    schedule = {"params": list(vdm.noise_schedule.parameters()), "lr": config.schedule_learning_rate, "weight_decay": 0.0}
+    groups = [group for group in (denoiser, schedule) if group["params"]]
+    return torch.optim.AdamW(groups, betas=(config.adam_beta1, config.adam_beta2), eps=config.adam_epsilon)
 
 
 def _moments(loss: VDMLoss) -> Tensor:
@@ -290,39 +342,27 @@ def _moments(loss: VDMLoss) -> Tensor:
     return torch.cat([terms, terms[2:] ** 2]).mean(1)
 
 
-def save_samples(vdm: VDM, config: TrainingConfig, path: Path) -> None:
-    """Write a grid of `num_samples` images, of every class in turn if there are classes."""
+def draw_samples(accelerator: Accelerator, vdm: VDM, config: TrainingConfig) -> list[PIL.Image.Image]:
+    """`num_samples` images, of every class in turn if there are classes, drawn by all processes, for all of them.
+
+    Image i is drawn from the seed `seed + i`, whatever the number of processes.
+    """
     pipeline = vdm.to_pipeline()
     pipeline.set_progress_bar_config(disable=True)
     num_classes = vdm.unet.config.get("num_class_embeds")
-    labels = None if num_classes is None else [i % (num_classes - 1) for i in range(config.num_samples)]
-    images = pipeline(
-        config.num_samples,
-        class_labels=labels,
-        num_inference_steps=config.num_inference_steps,
-        generator=torch.Generator().manual_seed(config.seed),
-    ).images
-    save_image_grid(images, path, columns=math.ceil(math.sqrt(config.num_samples)))
+    mine = range(config.num_samples)[accelerator.process_index :: accelerator.num_processes]
+    images = []
+    if mine:
+        images = pipeline(
+            len(mine),
+            class_labels=None if num_classes is None else [i % (num_classes - 1) for i in mine],
+            num_inference_steps=config.num_inference_steps,
+            generator=[torch.Generator().manual_seed(config.seed + i) for i in mine],
+        ).images
+    drawn = dict(gather_object(list(zip(mine, images))))
+    return [drawn[i] for i in range(config.num_samples)]
 
 
-def checkpoints(config: TrainingConfig) -> list[Path]:
-    """The checkpoints of the output folder, oldest first."""
-    folders = Path(config.output_dir).glob("checkpoint-*")
-    return sorted(folders, key=lambda folder: int(folder.name.removeprefix("checkpoint-")))
-
-
-def latest_checkpoint(config: TrainingConfig) -> Path | None:
-    """The newest checkpoint of the output folder."""
-    return next(reversed(checkpoints(config)), None)
-
-
-def find_checkpoint(config: TrainingConfig) -> Path:
-    """The checkpoint that `resume_from_checkpoint` means; `ValueError` if there is none."""
-    name = config.resume_from_checkpoint
-    checkpoint = latest_checkpoint(config) if name == "latest" else Path(name)
-    if checkpoint is None or not checkpoint.is_dir():
-        raise ValueError(
-            f"`--resume_from_checkpoint` is {config.resume_from_checkpoint!r}, but there is no such checkpoint; `--output_dir`"
-            f" {config.output_dir!r} holds {[folder.name for folder in checkpoints(config)]}. Leave it out to start anew."
-        )
-    return checkpoint
+def save_samples(images: list[PIL.Image.Image], path: Path) -> None:
+    """Write them as a square grid."""
+    save_image_grid(images, path, columns=math.ceil(math.sqrt(len(images))))

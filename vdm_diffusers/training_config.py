@@ -82,6 +82,7 @@ class TrainingConfig:
     output_dir: str = option("vdm-model", "Where everything is written.")
     overwrite_output_dir: bool = option(False, "Replace the run that output_dir holds.")
     resume_from_checkpoint: str | None = option(None, "'latest', or a checkpoint folder, to go on from.")
+    allow_config_change: bool = option(False, "Go on from a checkpoint with other options than its own.")
     checkpointing_steps: int = option(5000, "Steps between checkpoints.")
     checkpoints_total_limit: int | None = option(2, "Checkpoints to keep; older ones are deleted.")
     logging_steps: int = option(20, "Steps between log entries.")
@@ -99,11 +100,12 @@ class TrainingConfig:
 
     def __post_init__(self):
         at_least_one = (
-            "max_train_steps", "train_batch_size", "gradient_accumulation_steps", "checkpointing_steps", "logging_steps",
-            "validation_steps", "validation_repeats", "final_validation_repeats", "num_samples", "num_inference_steps",
+            "max_train_steps", "train_batch_size", "gradient_accumulation_steps", "checkpointing_steps",
+            "checkpoints_total_limit", "logging_steps", "validation_steps", "validation_repeats",
+            "final_validation_repeats", "num_samples", "num_inference_steps",
         )  # fmt: skip
         for name in at_least_one:
-            if getattr(self, name) < 1:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"`--{name}` is {getattr(self, name)}, but must be at least 1.")
         if not self.gamma_min < self.gamma_max:
             raise ValueError(

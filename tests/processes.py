@@ -1,0 +1,84 @@
+"""Runs `train_vdm.py`, or another function, in processes of their own: one, or the ranks of a distributed run.
+
+They are forked from a server that has imported everything already, so that a test can afford to kill many of them.
+"""
+
+import multiprocessing
+import os
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from conftest import TINY
+
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["train_vdm"])
+
+
+class Ranks:
+    """
+    The processes of one run.
+
+    Args:
+        function (`Callable`): Called in each of them; of a module, so that it can be found there.
+        arguments: For it.
+        num_processes (`int`, defaults to 1): More than one are joined by gloo, on the CPU.
+        log (`Path`): Receives what they print.
+    """
+
+    def __init__(self, function: Callable, *arguments: object, num_processes: int = 1, log: Path):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.log = log
+        self.processes = [
+            CONTEXT.Process(target=_rank, args=(rank, num_processes, port, log, function, arguments))
+            for rank in range(num_processes)
+        ]
+        for process in self.processes:
+            process.start()
+
+    def join(self) -> list[int]:
+        """Their exit codes; negative ones are signals."""
+        for process in self.processes:
+            process.join(timeout=240)
+        assert not any(process.is_alive() for process in self.processes), self.log.read_text()
+        return [process.exitcode for process in self.processes]
+
+    def signal(self, number: int) -> None:
+        for process in self.processes:
+            if process.is_alive():
+                os.kill(process.pid, number)
+
+
+def _rank(rank: int, num_processes: int, port: int, log: Path, function: Callable, arguments: Sequence) -> None:
+    os.environ["ACCELERATE_USE_CPU"] = "true"
+    if num_processes > 1:
+        of_rank = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": num_processes, "LOCAL_WORLD_SIZE": num_processes}
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        os.environ.update({name: str(value) for name, value in (of_rank | address).items()})
+    descriptor = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    os.dup2(descriptor, sys.stdout.fileno())
+    os.dup2(descriptor, sys.stderr.fileno())
+    torch.set_num_threads(1)
+    try:
+        function(*arguments)
+    finally:
+        sys.stdout.flush()
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
+def train_vdm_with(options: dict, prepare: Callable | None = None) -> None:
+    """Run the script with tiny options, after `prepare()`."""
+    import train_vdm
+
+    if prepare is not None:
+        prepare()
+    options = TINY | options
+    flags = [part for name, value in options.items() for part in (f"--{name}", *str(value).split())]
+    sys.argv = ["train_vdm.py", *flags]
+    train_vdm.main()

@@ -1,0 +1,300 @@
+"""Checkpoints: whole or not there, verified, rotated; a run that is killed anywhere goes on as if it had not been."""
+
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from processes import Ranks, train_vdm_with
+from safetensors.torch import load_file
+
+from vdm_diffusers import checkpoints
+from vdm_diffusers.checkpoints import find_checkpoints, latest_checkpoint
+from vdm_diffusers.data import load_digits
+from vdm_diffusers.resuming import compare_runs, describe_run
+from vdm_diffusers.training import Trainer
+from vdm_diffusers.training_config import TrainingConfig
+
+
+LONG = {"max_train_steps": 12, "checkpointing_steps": 2, "logging_steps": 3, "validation_steps": 4, "max_validation_images": 20}
+
+
+def run(folder: Path, prepare=None, num_processes: int = 1, **options) -> list[int]:
+    """Exit codes of a training run, resumed if there is something to resume."""
+    resume = {"resume_from_checkpoint": "latest"} if find_checkpoints(folder) else {}
+    options = LONG | {"output_dir": folder} | resume | options
+    return Ranks(train_vdm_with, options, prepare, num_processes=num_processes, log=folder.with_suffix(".log")).join()
+
+
+def state(checkpoint: Path) -> dict[str, object]:
+    """Everything in a checkpoint: weights, optimiser, average, schedule of the learning rate, history, random states."""
+    files = [path for path in sorted(checkpoint.iterdir()) if path.name != checkpoints.MANIFEST]
+    return {
+        path.name: load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=False) for path in files
+    }
+
+
+def assert_identical(value: object, expected: object, place: str = "") -> None:
+    """Bit by bit, however nested."""
+    assert type(value) is type(expected), place
+    if isinstance(value, dict):
+        assert value.keys() == expected.keys(), place
+        for key in value:
+            assert_identical(value[key], expected[key], f"{place}/{key}")
+    elif isinstance(value, (list, tuple)):
+        assert len(value) == len(expected), place
+        for index, pair in enumerate(zip(value, expected)):
+            assert_identical(*pair, f"{place}/{index}")
+    elif hasattr(value, "tobytes"):
+        assert value.tobytes() == expected.tobytes(), place
+    elif isinstance(value, torch.Tensor):
+        assert torch.equal(value, expected), place
+    else:
+        assert value == expected, place
+
+
+def assert_same_run(folder: Path, expected: Path) -> None:
+    assert_identical(state(folder / "checkpoint-12"), state(expected / "checkpoint-12"))
+    metrics = [json.loads((path / "metrics.json").read_text()) for path in (folder, expected)]
+    assert metrics[0] | {"seconds": 0} == metrics[1] | {"seconds": 0}
+    assert (folder / "samples.png").read_bytes() == (expected / "samples.png").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """The folder of a run that nothing happened to."""
+    folder = tmp_path_factory.mktemp("whole") / "out"
+    assert run(folder) == [0], folder.with_suffix(".log").read_text()
+    return folder
+
+
+def die(*args, **kwargs) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def kill_in_a_step() -> None:
+    step = Trainer._optimizer_step
+    Trainer._optimizer_step = lambda self, batches: die() if self.history.step == 3 else step(self, batches)
+
+
+def kill_in_a_validation() -> None:
+    bound = Trainer._bound
+    Trainer._bound = lambda self, images: die() if self.history.step == 4 else bound(self, images)
+
+
+def kill_in_a_file() -> None:
+    def half(self, folder):
+        os.makedirs(folder)
+        Path(folder, "model.safetensors").write_bytes(b"half")
+        die()
+
+    Accelerator.save_state = half
+
+
+def kill_before_the_manifest() -> None:
+    checkpoints._publish = die
+
+
+def kill_before_the_name() -> None:
+    Path.rename = die
+
+
+def kill_after_the_name() -> None:
+    rename = Path.rename
+    Path.rename = lambda *args: die(rename(*args))
+
+
+def kill_in_a_deletion() -> None:
+    def half(folder, **kwargs):
+        next(Path(folder).iterdir()).unlink()
+        die()
+
+    checkpoints.shutil.rmtree = half
+
+
+def test_a_run_that_is_killed_anywhere_goes_on_bit_by_bit(whole, tmp_path):
+    kills = [
+        kill_in_a_step, kill_in_a_validation, kill_in_a_file, kill_before_the_manifest, kill_before_the_name,
+        kill_after_the_name, kill_in_a_deletion,
+    ]  # fmt: skip
+    for kill in kills:
+        assert run(tmp_path / "out", kill) == [-signal.SIGKILL], kill.__name__
+    assert run(tmp_path / "out") == [0], (tmp_path / "out.log").read_text()
+    assert_same_run(tmp_path / "out", whole)
+    names = {path.name for path in (tmp_path / "out").glob("*checkpoint-*")}
+    assert names == {"checkpoint-10", "checkpoint-12"}
+
+
+def send(number: int, step: int) -> None:
+    """In the middle of that step."""
+    times = Trainer._times
+
+    def _times(self, micro_step):
+        if self.history.step == step:
+            os.kill(os.getpid(), number)
+        return times(self, micro_step)
+
+    Trainer._times = _times
+
+
+def test_a_signal_ends_a_run_within_a_step_with_a_checkpoint(whole, tmp_path):
+    for number, step in ((signal.SIGTERM, 4), (signal.SIGINT, 8)):
+        assert run(tmp_path / "out", partial(send, number, step)) == [0]
+        assert find_checkpoints(tmp_path / "out")[-1].name == f"checkpoint-{step + 1}"
+        assert f"{number.name} at step {step + 1}: checkpoint-{step + 1} is written" in (tmp_path / "out.log").read_text()
+        assert not (tmp_path / "out" / "metrics.json").exists()
+    assert run(tmp_path / "out") == [0]
+    assert_same_run(tmp_path / "out", whole)
+
+
+def truncate(checkpoint: Path) -> None:
+    os.truncate(checkpoint / "model.safetensors", 1000)
+
+
+def flip_a_bit(checkpoint: Path) -> None:
+    content = bytearray((checkpoint / "optimizer.bin").read_bytes())
+    content[len(content) // 2] ^= 1
+    (checkpoint / "optimizer.bin").write_bytes(content)
+
+
+def remove_the_manifest(checkpoint: Path) -> None:
+    (checkpoint / "manifest.json").unlink()
+
+
+def cut_the_manifest(checkpoint: Path) -> None:
+    os.truncate(checkpoint / "manifest.json", 100)
+
+
+def remove_a_file(checkpoint: Path) -> None:
+    (checkpoint / "random_states_0.pkl").unlink()
+
+
+DAMAGES = {
+    truncate: "model.safetensors has 1000 bytes instead of",
+    flip_a_bit: "optimizer.bin has changed since it was written",
+    remove_the_manifest: "checkpoint-12 has no manifest.json",
+    cut_the_manifest: "manifest.json is damaged",
+    remove_a_file: "random_states_0.pkl is missing",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+def test_a_damaged_checkpoint_is_named_and_passed_over(whole, tmp_path, damage):
+    shutil.copytree(whole, tmp_path / "out")
+    assert latest_checkpoint(tmp_path / "out").name == "checkpoint-12"
+    damage(tmp_path / "out" / "checkpoint-12")
+    with pytest.warns(UserWarning, match=f"checkpoint-12 is damaged and passed over: .*{re.escape(DAMAGES[damage])}"):
+        assert latest_checkpoint(tmp_path / "out").name == "checkpoint-10"
+    with pytest.raises(ValueError, match="`latest` takes the newest that is whole"):
+        checkpoints.find_checkpoint(str(tmp_path / "out" / "checkpoint-12"), tmp_path / "out")
+
+
+def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "out")
+    (tmp_path / "out" / "metrics.json").unlink()
+    flip_a_bit(tmp_path / "out" / "checkpoint-12")
+    assert run(tmp_path / "out") == [0]
+    assert "checkpoint-12 is damaged and passed over" in (tmp_path / "out.log").read_text()
+    assert_same_run(tmp_path / "out", whole)
+    assert (tmp_path / "out" / "unused-checkpoint-12").is_dir()
+
+
+def test_nothing_is_resumed_where_every_checkpoint_is_damaged(whole, tmp_path, train):
+    shutil.copytree(whole, tmp_path / "out")
+    for checkpoint in find_checkpoints(tmp_path / "out"):
+        remove_the_manifest(checkpoint)
+    with pytest.warns(UserWarning, match="passed over"), pytest.raises(SystemExit, match="there is no such checkpoint"):
+        train(resume_from_checkpoint="latest")
+
+
+@contextmanager
+def files_of_at_most(num_bytes: int):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_disk_that_is_full_for_a_while_costs_a_checkpoint_and_not_the_run(train, tmp_path, monkeypatch, capsys):
+    save_state = Accelerator.save_state
+
+    def full_at_step_4(self, folder):
+        with files_of_at_most(10_000 if folder.endswith("-4") else -1):
+            return save_state(self, folder)
+
+    monkeypatch.setattr(Accelerator, "save_state", full_at_step_4)
+    train(**LONG | {"max_train_steps": 5, "checkpoints_total_limit": 3})
+    assert re.search(
+        "step 4: warning: no checkpoint could be written: .*Training goes on; the last good one is .*checkpoint-2.",
+        capsys.readouterr().out,
+    )
+    assert [path.name for path in find_checkpoints(tmp_path / "out")] == ["checkpoint-2", "checkpoint-5"]
+    assert not list((tmp_path / "out").glob("partial-*"))
+    assert latest_checkpoint(tmp_path / "out").name == "checkpoint-5"
+
+
+def test_pictures_that_can_not_be_written_do_not_end_a_run(train, tmp_path, monkeypatch, capsys):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("vdm_diffusers.training.save_noise_schedule", full)
+    train()
+    assert "warning: the log and the pictures could not be written: [Errno 28] No space left" in capsys.readouterr().out
+    assert (tmp_path / "out" / "metrics.json").exists()
+
+
+@pytest.mark.parametrize("folder", ["/proc/out", "/sys/out"])
+def test_a_folder_that_can_not_be_written_is_noticed_before_training(train, folder):
+    with pytest.raises(SystemExit, match=f"`--output_dir` '{folder}' can't be written: .*"):
+        train(output_dir=folder)
+
+
+def test_other_options_are_refused_unless_allowed(whole, tmp_path, train, capsys):
+    shutil.copytree(whole, tmp_path / "out")
+    options = LONG | {"max_train_steps": 13, "resume_from_checkpoint": "latest"}
+    with pytest.raises(SystemExit, match="with other options: --dropout 0.1 -> 0.0, --learning_rate 0.004 -> 0.001. Give it"):
+        train(**options, learning_rate=1e-3, dropout=0.0)
+    train("--allow_config_change", **options, learning_rate=1e-3, dropout=0.0)
+    assert "Options have changed: --dropout 0.1 -> 0.0, --learning_rate 0.004 -> 0.001." in capsys.readouterr().out
+    assert find_checkpoints(tmp_path / "out")[-1].name == "checkpoint-13"
+
+
+@pytest.mark.parametrize(("lr_scheduler", "differences"), [("constant_with_warmup", 0), ("cosine", 1)])
+def test_a_later_end_is_another_option_where_the_learning_rate_depends_on_it(lr_scheduler, differences):
+    then, now = (
+        describe_run(TrainingConfig(max_train_steps=steps, lr_scheduler=lr_scheduler), load_digits(), 1) for steps in (6, 7)
+    )
+    assert len(compare_runs(then, now, allow_config_change=True)) == differences
+
+
+def test_another_model_is_refused_even_if_options_may_change(whole, tmp_path, train):
+    shutil.copytree(whole, tmp_path / "out")
+    with pytest.raises(SystemExit, match="is one of another model than these options make: size mismatch"):
+        train("--allow_config_change", **LONG, block_channels=16, resume_from_checkpoint="latest")
+
+
+def test_other_images_are_refused(whole, tmp_path, train, monkeypatch):
+    shutil.copytree(whole, tmp_path / "out")
+    monkeypatch.setattr("vdm_diffusers.data.DIGITS_TRAIN_SIZE", 1499)
+    with pytest.raises(SystemExit, match="goes on from a run on 'digits', but these are other images, those of 'digits'"):
+        train("--allow_config_change", **LONG, resume_from_checkpoint="latest")
+
+
+def test_batches_of_a_step_may_be_others_of_the_same_sum(whole, tmp_path, train, capsys):
+    shutil.copytree(whole, tmp_path / "out")
+    options = LONG | {"max_train_steps": 13, "resume_from_checkpoint": "latest"}
+    train(**options, train_batch_size=4, gradient_accumulation_steps=2)
+    sentence = "A step takes 1 processes × batch 4 × 2 = 8 images instead of 1 processes × batch 8 × 1 = 8: the same images"
+    assert sentence in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="images a step 1 processes × batch 4 × 2 = 8 -> 1 processes × batch 4 × 1 = 4"):
+        train(**options, train_batch_size=4)

@@ -1,0 +1,104 @@
+"""What a run is, as its checkpoints remember it, and whether another may go on from there."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import asdict
+
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from .data import ImageData
+from .training_config import TrainingConfig
+
+
+FREE_OPTIONS = {
+    "cache_dir", "dataloader_num_workers", "output_dir", "overwrite_output_dir", "resume_from_checkpoint",
+    "allow_config_change", "dry_run", "checkpointing_steps", "checkpoints_total_limit", "logging_steps", "validation_steps",
+    "validation_repeats", "max_validation_images", "final_validation_repeats", "num_samples", "num_inference_steps",
+    "report_to", "push_to_hub", "hub_model_id", "hub_private_repo", "hub_token", "hub_strategy", "hub_license",
+}  # fmt: skip
+"""Options that leave the weights as they are: a resumed run may have others."""
+
+LAYOUT = ("num_processes", "train_batch_size", "gradient_accumulation_steps")
+"""What the images of a step are the product of."""
+
+UNBENDING_SCHEDULERS = ("constant", "constant_with_warmup")
+"""Learning-rate schedules that a later end doesn't change."""
+
+
+def describe_run(config: TrainingConfig, data: ImageData, num_processes: int) -> dict:
+    """What the manifest of a checkpoint says of the run."""
+    options = {name: value for name, value in asdict(config).items() if name != "hub_token"}
+    return {"data": {"name": data.name, "fingerprint": fingerprint(data)}, "num_processes": num_processes, "options": options}
+
+
+def compare_runs(then: dict, now: dict, allow_config_change: bool) -> list[str]:
+    """What changes when the run `now` goes on from a checkpoint of the run `then`, in sentences for the user.
+
+    Raises `ValueError` for another data set, and for options that the weights depend on unless `allow_config_change`.
+    """
+    if then["data"]["fingerprint"] != now["data"]["fingerprint"]:
+        raise ValueError(
+            f"`--resume_from_checkpoint` goes on from a run on {then['data']['name']!r}, but these are other images, those of"
+            f" {now['data']['name']!r}: name that data set, or train the finished model on by"
+            " `--pretrained_model_name_or_path`."
+        )
+    differences = ", ".join(_differences(then, now))
+    if differences and not allow_config_change:
+        raise ValueError(
+            f"`--resume_from_checkpoint` goes on from a run with other options: {differences}. Give it the options of that run,"
+            " which its `training_config.json` holds, or go on with these by `--allow_config_change`."
+        )
+    return ([f"Options have changed: {differences}."] if differences else []) + _redrawn(then, now)
+
+
+def fingerprint(data: ImageData, num_images: int = 64) -> str:
+    """A hash of the format, the sizes, and `num_images` images spread over each split, wherever the files are."""
+    digest = hashlib.sha256(repr((data.shape, data.num_levels, data.num_classes)).encode())
+    for split in (data.train, data.validation):
+        digest.update(repr(len(split)).encode())
+        for image in _spread(split, num_images):
+            digest.update(image.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _spread(split: Dataset, num_images: int) -> Iterator[Tensor]:
+    count = min(num_images, len(split))
+    return (split[index * len(split) // count]["images"] for index in range(count))
+
+
+def _differences(then: dict, now: dict) -> Iterator[str]:
+    free = FREE_OPTIONS | set(LAYOUT)
+    if now["options"]["lr_scheduler"] in UNBENDING_SCHEDULERS:
+        free = free | {"max_train_steps"}
+    for name, value in now["options"].items():
+        before = then["options"].get(name, value)
+        if name not in free and before != value:
+            yield f"--{name} {before} -> {value}"
+    if images_a_step(then) != images_a_step(now):
+        yield f"images a step {_layout(then)} -> {_layout(now)}"
+
+
+def _redrawn(then: dict, now: dict) -> list[str]:
+    """What another number of processes, or of batches a step, leaves as it was and what not."""
+    if all(_factor(then, name) == _factor(now, name) for name in LAYOUT):
+        return []
+    what = "noise, dropout and dropped labels are drawn anew"
+    if images_a_step(then) != images_a_step(now):
+        return [f"A step takes {_layout(now)} images instead of {_layout(then)}: {what}, and so is the order of the images."]
+    return [f"A step takes {_layout(now)} images instead of {_layout(then)}: the same images and times, but {what}."]
+
+
+def images_a_step(run: dict) -> int:
+    """Images that all processes together take for a step."""
+    processes, batch_size, batches = (_factor(run, name) for name in LAYOUT)
+    return processes * batch_size * batches
+
+
+def _layout(run: dict) -> str:
+    processes, batch_size, batches = (_factor(run, name) for name in LAYOUT)
+    return f"{processes} processes × batch {batch_size} × {batches} = {images_a_step(run)}"
+
+
+def _factor(run: dict, name: str) -> int:
+    return run[name] if name in run else run["options"][name]

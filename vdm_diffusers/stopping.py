@@ -1,0 +1,41 @@
+"""SIGTERM and SIGINT, which clusters send before they take a machine away: a run ends between two of its steps."""
+
+import signal
+
+import torch
+import torch.distributed as dist
+
+
+class TrainingStopped(Exception):
+    """A run has ended at a signal; its message says where, and how to go on."""
+
+
+class StopSignals:
+    """
+    Notes SIGTERM and SIGINT for as long as it is entered, instead of ending the process.
+
+    Enter it on every process: where there are several, they agree over a group of their own, on the CPU, so that no
+    accelerator has to be waited for.
+    """
+
+    SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+    def __enter__(self) -> "StopSignals":
+        self.received = 0
+        self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
+        self._previous = {number: signal.signal(number, self._note) for number in self.SIGNALS}
+        return self
+
+    def __exit__(self, *error) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: object) -> None:
+        self.received = number
+
+    def agreed(self) -> signal.Signals | None:
+        """The signal that any of the processes has received. Call it on all of them alike, for they wait for each other."""
+        number = torch.tensor(self.received)
+        if self._group is not None:
+            dist.all_reduce(number, dist.ReduceOp.MAX, group=self._group)
+        return signal.Signals(number.item()) if number else None
