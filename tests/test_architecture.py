@@ -10,7 +10,18 @@ import vdm_diffusers
 
 PACKAGE = Path(vdm_diffusers.__file__).parent
 LAYERS = (
-    {"gaussian", "noise_schedules", "timestep_maps", "weightings", "unet_vdm", "data", "flax_state", "checkpoints", "stopping"},
+    {
+        "gaussian",
+        "noise_schedules",
+        "timestep_maps",
+        "weightings",
+        "autoencoders",
+        "unet_vdm",
+        "data",
+        "flax_state",
+        "checkpoints",
+        "stopping",
+    },
     {"scheduling_vdm", "figures", "health", "streaming"},
     {"vdm"},
     {"pipeline_vdm", "likelihood", "training_config"},

@@ -9,6 +9,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from . import gaussian
+from .autoencoders import decode
 from .scheduling_vdm import VDMScheduler
 from .vdm import evaluating
 
@@ -26,15 +27,18 @@ class VDMPipeline(DiffusionPipeline):
     Parameters:
         unet ([`VDMUNet2DModel`], [`UNet2DModel`] or [`DiTTransformer2DModel`]): The denoiser.
         scheduler ([`VDMScheduler`] or any [`SchedulerMixin`]): Steps from noise to `z_0`.
-        num_levels (`int`, defaults to 256): Images are integers in `[0, num_levels)`.
+        vae ([`AutoencoderKL`], [`VQModel`] or any other autoencoder of diffusers, *optional*):
+            Makes images of the latents that are sampled.
+        num_levels (`int`, *optional*, defaults to 256): Images are integers in `[0, num_levels)`; `None` for real-valued data.
     """
 
-    model_cpu_offload_seq = "unet"
+    model_cpu_offload_seq = "unet->vae"
+    _optional_components = ["vae"]
     _callback_tensor_inputs = ["latents"]
 
-    def __init__(self, unet, scheduler, num_levels: int = 256):
+    def __init__(self, unet, scheduler, vae=None, num_levels: int | None = 256):
         super().__init__()
-        self.register_modules(unet=unet, scheduler=scheduler)
+        self.register_modules(unet=unet, scheduler=scheduler, vae=vae)
         self.register_to_config(num_levels=num_levels)
 
     @torch.no_grad()
@@ -176,14 +180,21 @@ class VDMPipeline(DiffusionPipeline):
         raise ValueError("`guidance_scale` needs a class-conditional denoiser; leave it at 1 for this one.")
 
     def _decode(self, latents: Tensor, output_type: str):
-        """`argmax_v p(v|z_0)`: the level nearest to `z_0 / alpha_0`. A stock scheduler ends in `x`, where `alpha_0 = 1`."""
+        """`argmax_v p(v|z_0)`: the level nearest to `z_0 / alpha_0`. A stock scheduler ends in `x`, where `alpha_0 = 1`.
+
+        Real-valued data have no levels and are shown as they are, clipped to [-1, 1]; latents are decoded.
+        """
         if output_type == "latent":
             return latents
         if isinstance(self.scheduler, VDMScheduler):
             latents = latents / gaussian.alpha(self.scheduler.gamma_0)
-        num_levels = self.config.num_levels
-        levels = ((latents + 1) * (num_levels / 2) - 0.5).round().clamp(0, num_levels - 1)
-        images = levels / (num_levels - 1)
+        if self.vae is not None:
+            images = (decode(self.vae, latents) + 1) / 2
+        elif self.config.num_levels is None:
+            images = ((latents + 1) / 2).clamp(0, 1)
+        else:
+            last = self.config.num_levels - 1
+            images = ((latents + 1) * ((last + 1) / 2) - 0.5).round().clamp(0, last) / last
         if output_type == "pt":
             return images
         images = images.cpu().permute(0, 2, 3, 1).float().numpy()

@@ -7,9 +7,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+from diffusers import ModelMixin
 from torch import Tensor, nn
 
 from . import gaussian
+from .autoencoders import encode
 from .noise_schedules import NOISE_SCHEDULES, NoiseSchedule, PinnedSchedule, TableSchedule
 from .scheduling_vdm import VDMScheduler
 from .timestep_maps import AffineTimesteps
@@ -23,6 +25,25 @@ if TYPE_CHECKING:
 LOG_2 = 0.6931471805599453
 
 
+class Unit(NamedTuple):
+    """What a bound is reported in.
+
+    Attributes:
+        name (`str`): In metrics and logs.
+        label (`str`): For a reader.
+        nats (`float`): Nats per dimension in one unit.
+    """
+
+    name: str
+    label: str
+    nats: float
+
+
+BITS_PER_DIM = Unit("bits_per_dim", "bits/dim", LOG_2)
+NATS_PER_DIM = Unit("nats_per_dim", "nats/dim", 1.0)
+"""For a density of real-valued data, whose logarithm depends on their scale and counts no bits."""
+
+
 class VDMLoss(NamedTuple):
     """The negative variational bound of each image, `-VLB(x) = prior + reconstruction + diffusion` (section 3.5).
 
@@ -30,7 +51,8 @@ class VDMLoss(NamedTuple):
         prior (`Tensor` of shape `(B,)`): `KL(q(z_1|x) || p(z_1))`, prior matching, in nats.
         reconstruction (`Tensor` of shape `(B,)`): an estimate of `E_q[-log p(x|z_0)]` from one draw, in nats.
         diffusion (`Tensor` of shape `(B,)`): an estimate of the denoising-matching term from one time and draw, in nats.
-        num_dims (`int`): number of dimensions of an image, `C·H·W`.
+        num_dims (`int`): number of dimensions of an image, `C·H·W`, or of its latents.
+        unit ([`Unit`]): Bits per dimension for integer images, nats per dimension for latents and other real-valued data.
         weight (`Tensor` of shape `(B,)`): What training counts the noise level of the diffusion term for; 1 for the bound.
     """
 
@@ -38,6 +60,7 @@ class VDMLoss(NamedTuple):
     reconstruction: Tensor
     diffusion: Tensor
     num_dims: int
+    unit: Unit
     weight: Tensor
 
     @property
@@ -47,13 +70,25 @@ class VDMLoss(NamedTuple):
 
     @property
     def bits_per_dim(self) -> Tensor:
-        """Their sum, `(B,)`, in bits per dimension."""
-        return self.nats / (self.num_dims * LOG_2)
+        """Their sum, `(B,)`, in bits per dimension; `ValueError` for real-valued data, which have [`~VDMLoss.per_dim`]."""
+        if self.unit is not BITS_PER_DIM:
+            raise ValueError("The bound of real-valued data is one of a density, which counts no bits: use `loss.per_dim`.")
+        return self.per_dim
+
+    @property
+    def per_dim(self) -> Tensor:
+        """Their sum, `(B,)`, in `unit`."""
+        return self.nats / self.nats_in_unit
+
+    @property
+    def nats_in_unit(self) -> float:
+        """What divides the terms to give them in `unit`."""
+        return self.num_dims * self.unit.nats
 
     @property
     def objective(self) -> Tensor:
-        """What is differentiated, `(B,)`: the bound in bits per dimension, its diffusion term weighted."""
-        return (self.prior + self.reconstruction + self.weight * self.diffusion) / (self.num_dims * LOG_2)
+        """What is differentiated, `(B,)`: the bound in `unit`, its diffusion term weighted."""
+        return (self.prior + self.reconstruction + self.weight * self.diffusion) / self.nats_in_unit
 
 
 class VDM(nn.Module):
@@ -68,12 +103,14 @@ class VDM(nn.Module):
         noise_schedule ([`NoiseSchedule`]): Fixed or learnable.
         prediction_type (`str`, defaults to `"epsilon"`): What the denoiser estimates: `"epsilon"`, `"sample"`, `"score"` or
             `"v_prediction"`.
-        num_levels (`int`, defaults to 256): Images are integers in `[0, num_levels)`.
+        num_levels (`int`, *optional*, defaults to 256): Images are integers in `[0, num_levels)`; `None` for real-valued data.
         num_timesteps (`int`, *optional*): T of the discrete-time bound; `None`, the default, is continuous time.
         timestep_map ([`AffineTimesteps`], *optional*): What the denoiser is told of gamma. Defaults to a VDM's,
             `1000 (gamma - gamma_min) / (gamma_max - gamma_min)` with the schedule's configured constants.
         weighting (`str`, defaults to `"elbo"`): Which of `WEIGHTINGS` is trained with, in continuous time. Any but the bound
             fixes the end points of a learned schedule, since it says nothing about them.
+        vae ([`~diffusers.AutoencoderKL`], [`~diffusers.VQModel`], ..., *optional*): Makes this a model of its latents. It is
+            neither trained nor part of the state of this module, but of the pipeline.
 
     Raises:
         `ValueError`: for an unknown `prediction_type` or `weighting`, `num_levels < 2` or `num_timesteps < 1`, and for a
@@ -85,15 +122,16 @@ class VDM(nn.Module):
         unet: nn.Module,
         noise_schedule: NoiseSchedule,
         prediction_type: str = "epsilon",
-        num_levels: int = 256,
+        num_levels: int | None = 256,
         num_timesteps: int | None = None,
         timestep_map: AffineTimesteps | None = None,
         weighting: str = "elbo",
+        vae: ModelMixin | None = None,
     ):
         super().__init__()
         gaussian.check_prediction_type(prediction_type)
         check_weighting(weighting)
-        if num_levels < 2:
+        if num_levels is not None and num_levels < 2:
             raise ValueError(f"`num_levels` is {num_levels}, but an image needs at least two.")
         if num_timesteps is not None and num_timesteps < 1:
             raise ValueError(f"`num_timesteps` is {num_timesteps}, but must be at least 1, or `None` for continuous time.")
@@ -105,6 +143,7 @@ class VDM(nn.Module):
         self.timestep_map = timestep_map or AffineTimesteps(noise_schedule.gamma_min, noise_schedule.gamma_max)
         self._num_reads = 0
         self.weighting = weighting
+        self.__dict__["vae"] = vae  # not registered: a frozen model belongs neither to the parameters nor to checkpoints
         if weighting != "elbo":
             self._fix_end_points()
 
@@ -131,10 +170,12 @@ class VDM(nn.Module):
     ) -> VDMLoss:
         """
         Args:
-            images (`Tensor` of shape `(B, C, H, W)`): Integers in `[0, num_levels)`, of an integer dtype.
+            images (`Tensor` of shape `(B, C, H, W)`): Integers in `[0, num_levels)`, of an integer dtype; or real-valued data,
+                such as latents, if it is them that are modelled.
             class_labels (`Tensor` of shape `(B,)`, *optional*): Passed on to the denoiser.
             times (`Tensor` of shape `(B,)`, *optional*): One time in [0, 1] an image. Defaults to [`stratified_times`].
-            noise (`Tensor` of shape `(2, B, C, H, W)`, *optional*): Standard normal, for `z_0` and for `z_t`.
+            noise (`Tensor` of shape `(2, B, C, H, W)`, *optional*): Standard normal, for `z_0` and for `z_t`, shaped as images
+                or latents.
             generator (`torch.Generator`, *optional*): Source of `times` and `noise` where they aren't given; defaults to the
                 global one of their device.
             conditioning (`Tensor` of shape `(B, conditioning_dim)`, *optional*): Passed on to the denoiser.
@@ -142,7 +183,7 @@ class VDM(nn.Module):
         Returns:
             [`VDMLoss`], in float32 at least.
         """
-        x = self.scale(images)
+        x = self.scale(images, generator)
         if times is None:
             times = stratified_times(torch.rand((), generator=generator, device=x.device), len(x))
         if noise is None:
@@ -153,15 +194,30 @@ class VDM(nn.Module):
             reconstruction=self.reconstruction(images, noise[0]),
             diffusion=diffusion,
             num_dims=x[0].numel(),
+            unit=self.unit,
             weight=weight,
         )
 
-    def scale(self, images: Tensor) -> Tensor:
-        """Integer images as data in (-1, 1), the midpoints of `num_levels` bins: `x = 2 (v + ½) / num_levels - 1`.
+    @property
+    def unit(self) -> Unit:
+        """What the bound is reported in."""
+        return BITS_PER_DIM if self.num_levels is not None and self.vae is None else NATS_PER_DIM
+
+    def scale(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """
+        The data x that the diffusion begins with, `(B, C, H, W)`, in float32 at least.
+
+        Integer images are taken to (-1, 1), the midpoints of `num_levels` bins: `x = 2 (v + ½) / num_levels - 1`; with an
+        autoencoder, to a draw of their latents by `generator`. Real-valued data, if it is them that are modelled, stay as they
+        are.
 
         Raises `TypeError` for images of another type and `ValueError` for values outside; of a type that can hold no others,
         such as uint8 for 256 levels, the values are not looked at.
         """
+        if images.is_floating_point() and self.unit is NATS_PER_DIM:
+            return images.to(self._dtype)
+        if self.num_levels is None:
+            raise TypeError(f"This is a model of real-valued data, but `images` are {images.dtype}: scale them first.")
         if images.is_floating_point() or images.is_complex() or images.dtype == torch.bool:
             raise TypeError(f"`images` must be integers in [0, {self.num_levels}), but they are {images.dtype}.")
         limits = torch.iinfo(images.dtype)
@@ -172,6 +228,8 @@ class VDM(nn.Module):
                     f"`images` must be integers in [0, {self.num_levels}), but they run from {low} to {high}: give the"
                     " `num_levels` that they have, or integers before any normalisation."
                 )
+        if self.vae is not None:
+            return encode(self.vae, images.to(self._dtype) * (2 / (self.num_levels - 1)) - 1, generator)
         return self._level(images.to(self._dtype))
 
     @property
@@ -194,8 +252,13 @@ class VDM(nn.Module):
         `p(v|z_0) ∝ N(z_0; alpha_0 x_v, sigma_0²)` for every element and level v, normalised over the levels (section 3.3). That
         is `-log p = log Σ_k exp(-d (eps + d/2))` with `d = (v - k) / width`, where `width` is the noise of `z_0 / alpha_0` in
         levels: only levels k close to `v + width eps` count.
+
+        Of real-valued data, `p(x|z_0) = N(x; z_0 / alpha_0, exp(gamma_0) I)`, and its expectation over `eps` is the entropy
+        `½ log(2πe) + ½ gamma_0` an element.
         """
         gamma_0, _ = self.noise_schedule.end_points()
+        if self.unit is NATS_PER_DIM:
+            return 0.5 * (math.log(2 * math.pi * math.e) + gamma_0).expand(len(eps)) * eps[0].numel()
         width = self.num_levels / 2 * torch.exp(gamma_0 / 2)
         reach = self._reach(width.detach(), eps.dtype)
         count = min(2 * reach + 1, self.num_levels)
@@ -252,7 +315,7 @@ class VDM(nn.Module):
         error = gaussian.target(self.prediction_type, x, eps, gamma_t) - output
         factor = factor * gaussian.epsilon_error_scale(self.prediction_type, gamma_t) ** 2
         loss, weight = factor * (error**2).flatten(1).sum(1), WEIGHTINGS[self.weighting](gamma_t)
-        scale_interior(2 * (weight * loss).detach() / (x[0].numel() * LOG_2))
+        scale_interior(2 * (weight * loss).detach() / (x[0].numel() * self.unit.nats))
         return loss, weight
 
     def _noise_level(self, times: Tensor) -> tuple[Tensor, Tensor, Callable[[Tensor], None]]:
@@ -294,7 +357,7 @@ class VDM(nn.Module):
         """A pipeline that shares the denoiser and has the present state of the noise schedule."""
         from .pipeline_vdm import VDMPipeline
 
-        return VDMPipeline(self.unet, self.to_scheduler(), num_levels=self.num_levels)
+        return VDMPipeline(self.unet, self.to_scheduler(), self.vae, num_levels=self.num_levels)
 
     @classmethod
     def from_pipeline(
@@ -317,6 +380,7 @@ class VDM(nn.Module):
             num_timesteps=num_timesteps,
             timestep_map=scheduler.timestep_map,
             weighting=weighting,
+            vae=getattr(pipeline, "vae", None),
         )
 
     def save_pretrained(self, save_directory: str | os.PathLike) -> None:

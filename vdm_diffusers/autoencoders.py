@@ -1,0 +1,64 @@
+"""Autoencoders of diffusers: images in [-1, 1] -> the latents that a latent VDM is a model of, and back."""
+
+import os
+
+import torch
+from diffusers import AutoModel, ModelMixin
+from torch import Tensor
+
+
+def load_autoencoder(name_or_path: str | os.PathLike, cache_dir: str | None = None) -> ModelMixin:
+    """An autoencoder of diffusers, by itself or as the `vae` of a pipeline, frozen.
+
+    Raises `ValueError` if there is none, or if it is not one of images.
+    """
+    for subfolder in (None, "vae"):
+        try:
+            vae = AutoModel.from_pretrained(str(name_or_path), subfolder=subfolder, cache_dir=cache_dir)
+        except Exception as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            continue
+        if not hasattr(vae, "encode") or not hasattr(vae, "decode"):
+            raise ValueError(f"`--vae_model_name_or_path` {str(name_or_path)!r} is a {type(vae).__name__}, no autoencoder.")
+        return vae.requires_grad_(False).eval()
+    raise ValueError(
+        f"`--vae_model_name_or_path` {str(name_or_path)!r} could not be loaded: {reason} Name an autoencoder, or a pipeline"
+        " with one, on the Hub or as a folder."
+    )
+
+
+@torch.no_grad()
+def encode(vae: ModelMixin, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Latents, `(B, c, h, w)`, shifted and scaled as the autoencoder's configuration says; a draw where it has a distribution.
+
+    Args:
+        vae ([`AutoencoderKL`], [`VQModel`], [`AutoencoderTiny`], [`AutoencoderDC`], ...): It is moved to the images' device.
+        x (`Tensor` of shape `(B, C, H, W)`): Images in [-1, 1].
+        generator (`torch.Generator`, *optional*): Source of the draw; defaults to the global one.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        output = vae.to(x.device).encode(x.to(vae.dtype))
+    if hasattr(output, "latent_dist"):
+        latents = output.latent_dist.sample(generator)
+    else:
+        latents = output.latents if hasattr(output, "latents") else output.latent
+    shift, scale = _shift_and_scale(vae, x.device)
+    return (latents.to(x.dtype) - shift) * scale
+
+
+@torch.no_grad()
+def decode(vae: ModelMixin, latents: Tensor) -> Tensor:
+    """Images in [-1, 1], `(B, C, H, W)`, of latents `(B, c, h, w)`, in their dtype."""
+    shift, scale = _shift_and_scale(vae, latents.device)
+    with torch.autocast(latents.device.type, enabled=False):
+        images = vae.decode((latents / scale + shift).to(vae.dtype), return_dict=False)[0]
+    return images.to(latents.dtype).clamp(-1, 1)
+
+
+def _shift_and_scale(vae: ModelMixin, device: torch.device) -> tuple[Tensor | float, Tensor | float]:
+    """What latents are normalised by: `latents_mean` and `latents_std` of every channel, or one number for all."""
+    scale = vae.config.get("scaling_factor") or 1.0
+    if vae.config.get("latents_mean") is None:
+        return vae.config.get("shift_factor") or 0.0, scale
+    mean, std = (torch.tensor(vae.config[name], device=device)[:, None, None] for name in ("latents_mean", "latents_std"))
+    return mean, scale / std
