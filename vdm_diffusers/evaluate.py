@@ -2,76 +2,177 @@
 
 python -m vdm_diffusers.evaluate --pretrained_model_name_or_path vdm-digits
 python -m vdm_diffusers.evaluate --pretrained_model_name_or_path vdm-cifar10 --dataset_name cifar10 --split test
+accelerate launch -m vdm_diffusers.evaluate --pretrained_model_name_or_path google/ddpm-cifar10-32 --dataset_name cifar10 ...
 """
 
 import argparse
 import json
+import platform
 from dataclasses import asdict
 from pathlib import Path
 
+import diffusers
 import torch
+from accelerate import PartialState
+from diffusers import DiffusionPipeline
+from torch.utils.data import Subset
 
-from .data import load_images
+from .data import ImageData, load_images
+from .figures import save_loss_profiles
 from .likelihood import variational_bound
+from .pixel_space import check_images, check_pixel_space
 from .vdm import VDM
 
 
+CONTINUOUS = "continuous"
+
+
 def main(arguments: list[str] | None = None) -> None:
+    options = _parser().parse_args(arguments)
+    processes = PartialState()
+    try:
+        result = evaluate(options, processes)
+    except (ValueError, FloatingPointError) as error:
+        raise SystemExit(f"evaluate.py: {error}") from error
+    if not processes.is_main_process:
+        return
+    print(table(result))
+    if options.output_path is not None:
+        options.output_path.write_text(json.dumps(result, indent=2) + "\n")
+    if options.figure_path is not None:
+        profiles = {_name(row): row["profile"] for row in result["results"] if "profile" in row}
+        save_loss_profiles(profiles, options.figure_path)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m vdm_diffusers.evaluate",
         description=__doc__.splitlines()[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--pretrained_model_name_or_path", required=True, help="A saved VDM, folder or Hub name.")
+    parser.add_argument("--pretrained_model_name_or_path", required=True, help="A saved pipeline, folder or Hub name.")
     parser.add_argument("--dataset_name", help="A data set on the Hub.")
     parser.add_argument("--data_dir", help="A folder of images or parquet files. Without either: the embedded digits.")
     parser.add_argument("--image_column", help="The column of images. Default: the only one, or image.")
     parser.add_argument("--label_column", help="The column of class labels, for a class-conditional model.")
     parser.add_argument("--split", help="The split to evaluate. Default: validation or test.")
-    parser.add_argument("--num_timesteps", type=int, help="T of the discrete-time bound. Default: continuous time.")
-    parser.add_argument("--num_repeats", type=int, default=1, help="Times and noises an image.")
+    parser.add_argument("--max_images", type=int, help="Only so many images, the first. Default: all.")
+    parser.add_argument(
+        "--num_timesteps",
+        type=_num_timesteps,
+        nargs="+",
+        default=[None],
+        metavar="T",
+        help=f"Numbers of steps of the bound, or '{CONTINUOUS}'. Default: {CONTINUOUS}.",
+    )
+    parser.add_argument("--num_repeats", type=int, default=4, help="Times and noises an image.")
     parser.add_argument("--batch_size", type=int, default=128, help="Images a batch; the result does not depend on it.")
     parser.add_argument("--seed", type=int, default=0, help="Of the draws.")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="Where to compute.")
     parser.add_argument("--output_path", type=Path, help="A JSON file for the result.")
-    options = parser.parse_args(arguments)
+    parser.add_argument("--figure_path", type=Path, help="A picture of the loss over gamma.")
+    return parser
+
+
+def _num_timesteps(text: str) -> int | None:
+    return None if text == CONTINUOUS else int(text)
+
+
+def evaluate(options: argparse.Namespace, processes: PartialState) -> dict:
+    """All that was asked for, as it goes into the JSON; `ValueError` if the images are not what the model is one of."""
+    _check_options(options)
+    pipeline = load_pipeline(options.pretrained_model_name_or_path)
+    vdm = VDM.from_pipeline(pipeline).to(processes.device)
+    data = load_data(options, vdm.num_levels)
+    check_images(pipeline, data)
+    images = data.validation
+    if options.max_images is not None:
+        images = Subset(images, range(min(len(images), options.max_images)))
+    shared = {
+        "num_repeats": options.num_repeats,
+        "batch_size": options.batch_size,
+        "seed": options.seed,
+        "device": processes.device,
+        "processes": processes,
+    }
+    results = []
+    for vdm.num_timesteps in options.num_timesteps:
+        row = {"estimator": "vlb", "num_timesteps": vdm.num_timesteps}
+        results.append(row | asdict(variational_bound(vdm, images, description=_name(row), **shared)))
+    return {
+        "model": options.pretrained_model_name_or_path,
+        "data": {"name": data.name, "split": options.split, "shape": list(data.shape), "num_levels": data.num_levels},
+        "num_images": len(images),
+        "num_repeats": options.num_repeats,
+        "seed": options.seed,
+        "versions": _versions(),
+        "results": results,
+    }
+
+
+def _versions() -> dict[str, str]:
+    from . import __version__
+
+    own = {"vdm_diffusers": __version__, "python": platform.python_version()}
+    return own | {module.__name__: module.__version__ for module in (diffusers, torch)}
+
+
+def load_pipeline(name: str) -> DiffusionPipeline:
+    """The pipeline of a folder or of the Hub, if it has a likelihood of pixels."""
     try:
-        result = evaluate(options)
-    except ValueError as error:
-        raise SystemExit(f"evaluate.py: {error}") from error
-    print("| | bits/dim |\n| --- | --- |")
-    print(f"| variational bound | {result['bits_per_dim']:.4f} ± {result['standard_error']:.4f} |")
-    for term in ("prior", "reconstruction", "diffusion"):
-        print(f"| — {term} | {result[term]:.4f} |")
-    if options.output_path is not None:
-        options.output_path.write_text(json.dumps(result, indent=2) + "\n")
+        pipeline = DiffusionPipeline.from_pretrained(name)
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"`--pretrained_model_name_or_path` {name!r} could not be loaded: {reason} Give the folder of a saved pipeline, or"
+            " its name on the Hub."
+        ) from error
+    check_pixel_space(pipeline)
+    return pipeline
 
 
-def evaluate(options: argparse.Namespace) -> dict[str, float]:
-    """The bound and its terms; `ValueError` if the images are not what the model is one of."""
-    for name in ("num_repeats", "batch_size"):
-        if getattr(options, name) < 1:
-            raise ValueError(f"`--{name}` is {getattr(options, name)}, but must be at least 1.")
-    vdm = VDM.from_pretrained(options.pretrained_model_name_or_path, options.num_timesteps)
-    data = load_images(
+def load_data(options: argparse.Namespace, num_levels: int) -> ImageData:
+    """The images that the options name."""
+    return load_images(
         dataset_name=options.dataset_name,
         train_data_dir=options.data_dir,
         image_column=options.image_column,
         label_column=options.label_column,
         validation_split=options.split,
-        num_levels=vdm.num_levels,
+        num_levels=num_levels,
     )
-    if data.shape[0] != vdm.unet.config.in_channels:
-        raise ValueError(f"{data.name!r} has {data.shape[0]} channels, but the model has {vdm.unet.config.in_channels}.")
-    bound = variational_bound(
-        vdm.to(options.device),
-        data.validation,
-        num_repeats=options.num_repeats,
-        batch_size=options.batch_size,
-        seed=options.seed,
-        device=options.device,
-    )
-    return asdict(bound)
+
+
+def _check_options(options: argparse.Namespace) -> None:
+    at_least_one = {"num_repeats": options.num_repeats, "batch_size": options.batch_size}
+    at_least_one |= {"num_timesteps": min(1 if steps is None else steps for steps in options.num_timesteps)}
+    for name, value in at_least_one.items():
+        if value < 1:
+            raise ValueError(f"`--{name}` is {value}, but must be at least 1.")
+    if options.max_images is not None and options.max_images < 2:
+        raise ValueError(f"`--max_images` is {options.max_images}, but a standard error needs two images.")
+    for path in (options.output_path, options.figure_path):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise ValueError(f"There is no folder {str(path.parent)!r} to write {path.name!r} into: make it first.")
+
+
+def _name(row: dict) -> str:
+    return "VLB, " + ("continuous time" if row["num_timesteps"] is None else f"T = {row['num_timesteps']}")
+
+
+def table(result: dict) -> str:
+    """The results in Markdown, in bits per dimension."""
+    columns = ("images alone", "draws alone", "prior", "reconstruction", "diffusion", "variance")
+    keys = ("standard_error_images", "standard_error_draws", *columns[2:])
+    lines = [
+        f"{result['num_images']} images of {result['data']['name']}, {result['num_repeats']} repeats, seed {result['seed']};"
+        " bits/dim ± standard error\n",
+        f"| | bits/dim | {' | '.join(columns)} |",
+        "| --- |" + " --- |" * (len(columns) + 1),
+    ]
+    for row in result["results"]:
+        cells = ("—" if row.get(key) is None else f"{row[key]:.4f}" for key in keys)
+        lines.append(f"| {_name(row)} | {row['bits_per_dim']:.4f} ± {row['standard_error']:.4f} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The pictures of a training run. matplotlib is imported only to draw."""
+"""The pictures of training runs and evaluations. matplotlib is imported only to draw."""
 
 import math
 import os
@@ -78,6 +78,19 @@ def save_training_curve(training: list[dict], validation: list[dict], path: Path
     )
     lowest = min(record["bits_per_dim"] for record in training + validation)
     axes.set(xlabel="step", ylabel="bits per dimension", ylim=(0.9 * lowest, 3 * lowest))
+    axes.legend()
+    _save(figure, path)
+
+
+def save_loss_profiles(profiles: dict[str, dict[str, list[float]]], path: Path) -> None:
+    """Plot the diffusion term over gamma, `½ E ||eps - eps_hat||²`, one [`LossProfile`] as a mapping for each name."""
+    figure, axes = _subplots(figsize=(6, 3.5))
+    for name, profile in profiles.items():
+        edges = torch.tensor(profile["gammas"])
+        (line,) = axes.step(edges, profile["bits_per_dim"] + profile["bits_per_dim"][-1:], where="post", label=name)
+        middle = (edges[1:] + edges[:-1]) / 2
+        axes.errorbar(middle, profile["bits_per_dim"], profile["standard_error"], fmt="none", color=line.get_color())
+    axes.set(xlabel=r"$\gamma$", ylabel=r"bits/dim per unit of $\gamma$", yscale="log")
     axes.legend()
     _save(figure, path)
 

@@ -1,14 +1,36 @@
-"""Bits per dimension of a data set."""
+"""The variational bound of a data set, in bits per dimension."""
 
-import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from accelerate import PartialState
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from .vdm import LOG_2, VDM, evaluating, stratified_times
+from .estimates import Estimate
+from .per_image import for_each_image, generators
+from .vdm import BITS_PER_DIM, VDM, VDMLoss, evaluating, stratified_times
+
+
+MAX_BINS = 50
+MIN_VALUES_PER_BIN = 8
+
+
+@dataclass
+class LossProfile:
+    """The diffusion term as a function of gamma, `½ E ||eps - eps_hat||²`: its integral over gamma is the term.
+
+    In discrete time it is the KL divergence of a step over the step's gammas.
+
+    Attributes:
+        gammas (`list[float]`): Edges of the bins, from `gamma(0)` to `gamma(1)`.
+        bits_per_dim (`list[float]`): Mean of each bin, in bits per dimension and unit of gamma.
+        standard_error (`list[float]`): Of each mean, over images and draws.
+    """
+
+    gammas: list[float]
+    bits_per_dim: list[float]
+    standard_error: list[float]
 
 
 @dataclass
@@ -17,15 +39,23 @@ class VariationalBound:
 
     Attributes:
         bits_per_dim (`float`): Mean over the images.
-        standard_error (`float`): Of that mean, from the spread of the images' averages over the repeats.
+        standard_error, standard_error_images, standard_error_draws (`float`): Of that mean, as [`Estimate`] has them: in all,
+            because there could be other images, and because there could be other times and noises. The latter two are `None`
+            for a single repeat.
+        variance (`float`): Of the bound's estimate from one image, one time and one noise.
         prior, reconstruction, diffusion (`float`): Its three terms.
+        profile ([`LossProfile`]): The last of them over gamma.
     """
 
     bits_per_dim: float
     standard_error: float
+    standard_error_images: float | None
+    standard_error_draws: float | None
+    variance: float
     prior: float
     reconstruction: float
     diffusion: float
+    profile: LossProfile
 
 
 @torch.no_grad()
@@ -36,11 +66,15 @@ def variational_bound(
     batch_size: int = 128,
     seed: int = 0,
     device: str | torch.device = "cpu",
+    processes: PartialState | None = None,
+    description: str | None = None,
 ) -> VariationalBound:
     """
     Estimate the bound (section 3.5) with every image used exactly `num_repeats` times.
 
-    Times are stratified over all images and repeats. An image's draws depend on `seed` and its index alone, not on the batches.
+    In each repeat the times are stratified over all images, `t = (u + k / N) mod 1`, k in random order; u, the order and the
+    noises are drawn anew, so that the repeats are independent and their spread is an unbiased measure of the error. An image's
+    draws depend on `seed` and its index alone: neither on the batches nor on the processes.
 
     Args:
         vdm ([`VDM`]): On `device`; it is evaluated without dropout and left in the mode in which it was.
@@ -49,45 +83,87 @@ def variational_bound(
         batch_size (`int`, defaults to 128): Images a batch.
         seed (`int`, defaults to 0): Of the draws.
         device (`str` or `torch.device`, defaults to `"cpu"`): Where the model is.
+        processes (`PartialState`, *optional*): Those that share the images; see [`for_each_image`].
+        description (`str`, *optional*): For a progress bar.
+
+    Raises:
+        `ValueError`: for a model of real-valued data or of latents.
+        `FloatingPointError`: when a term is not finite, naming the image and the timestep.
     """
-    times = _shuffled_times(num_repeats, len(dataset), seed)
-    bits = torch.zeros(3, len(dataset), dtype=torch.float64)
-    for rows, images, labels in _batches(dataset, batch_size, device):
-        noise = _noise(rows, num_repeats, images.shape[1:], seed)
+    check_counts_bits(vdm)
+    times = shuffled_times(num_repeats, len(dataset), seed)
+
+    def terms(images: Tensor, class_labels: Tensor | None, indices: Tensor) -> Tensor:
+        """`(B, R, 3)`."""
+        sources, repeats = generators(seed, indices), []
         for repeat in range(num_repeats):
+            noise = torch.stack([torch.randn(2, *images.shape[1:], generator=source) for source in sources], dim=1)
+            t = times[repeat, indices].to(device)
             with evaluating(vdm):
-                loss = vdm(images, labels, times[repeat, rows].to(device), noise[:, repeat].to(device))
-            terms = torch.stack([loss.prior, loss.reconstruction, loss.diffusion])
-            bits[:, rows] += terms.double().cpu() / (num_repeats * loss.num_dims * LOG_2)
-    prior, reconstruction, diffusion = bits.mean(1).tolist()
+                loss = vdm(images, class_labels, t, noise.to(device))
+            _check_finite(loss, vdm, t, indices)
+            repeats.append(torch.stack([loss.prior, loss.reconstruction, loss.diffusion], dim=1) / loss.nats_in_unit)
+        return torch.stack(repeats, dim=1)
+
+    bits = for_each_image(terms, dataset, batch_size, device, processes, description).transpose(0, 1)
+    total = Estimate.from_repeats(bits.sum(2))
+    prior, reconstruction, diffusion = bits.mean((0, 1)).tolist()
     return VariationalBound(
-        bits_per_dim=bits.sum(0).mean().item(),
-        standard_error=bits.sum(0).std().item() / math.sqrt(len(dataset)),
+        bits_per_dim=total.mean,
+        standard_error=total.standard_error,
+        standard_error_images=total.standard_error_images,
+        standard_error_draws=total.standard_error_draws,
+        variance=total.variance,
         prior=prior,
         reconstruction=reconstruction,
         diffusion=diffusion,
+        profile=_profile(vdm, times.flatten().double(), bits[:, :, 2].flatten()),
     )
 
 
-def _shuffled_times(num_repeats: int, num_images: int, seed: int) -> Tensor:
-    """Stratified times in random order, `(num_repeats, num_images)`."""
+def check_counts_bits(vdm: VDM) -> None:
+    """Raise `ValueError` for a model of real-valued data, latents among them, whose likelihood is a density."""
+    if vdm.unit is not BITS_PER_DIM:
+        raise ValueError(
+            "This is a model of latents or of other real-valued data, which have a density, not a probability: only integer"
+            " images have bits per dimension. `vdm(data).per_dim` is its bound."
+        )
+
+
+def shuffled_times(num_repeats: int, num_images: int, seed: int) -> Tensor:
+    """One time an image and repeat, `(R, N)`, those of a repeat stratified and in random order, independent of the others."""
     generator = torch.Generator().manual_seed(seed)
-    times = stratified_times(torch.rand((), generator=generator), num_repeats * num_images)
-    return times[torch.randperm(len(times), generator=generator)].reshape(num_repeats, num_images)
+    times = torch.empty(num_repeats, num_images)
+    for row in times:
+        stratified = stratified_times(torch.rand((), generator=generator), num_images)
+        row.copy_(stratified[torch.randperm(num_images, generator=generator)])
+    return times
 
 
-def _batches(dataset: Dataset, batch_size: int, device: str | torch.device) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
-    start = 0
-    for batch in DataLoader(dataset, batch_size, generator=torch.Generator()):  # leaves the global generator alone
-        images, labels = batch["images"].to(device), batch.get("class_labels")
-        yield slice(start, start + len(images)), images, None if labels is None else labels.to(device)
-        start += len(images)
+def _check_finite(loss: VDMLoss, vdm: VDM, times: Tensor, indices: Tensor) -> None:
+    bad = (~loss.nats.isfinite()).nonzero().flatten().tolist()
+    if bad:
+        timestep = vdm.timestep_map(vdm.noise_schedule(times[bad[0]])).item()
+        raise FloatingPointError(
+            f"The bound of image {indices[bad[0]]} is not finite at timestep {timestep:.6g} (t = {times[bad[0]]:.6g}): the"
+            " denoiser's output there is NaN, infinite or too large. Evaluate in float32, and check the weights."
+        )
 
 
-def _noise(rows: slice, num_repeats: int, shape: torch.Size, seed: int) -> Tensor:
-    """`(2, num_repeats, B, *shape)`, drawn image by image so that it does not depend on the batch."""
-    generators = [torch.Generator().manual_seed((seed << 32) + index) for index in range(rows.start, rows.stop)]
-    return torch.stack([torch.randn(2, num_repeats, *shape, generator=generator) for generator in generators], dim=2)
+def _profile(vdm: VDM, times: Tensor, diffusion: Tensor) -> LossProfile:
+    """From estimates of the diffusion term at float64 times, each `(R N,)`."""
+    steps = vdm.num_timesteps
+    num_bins = max(1, min(MAX_BINS, len(times) // MIN_VALUES_PER_BIN, steps or MAX_BINS))
+    edges = torch.linspace(0, 1, num_bins + 1, dtype=torch.float64)
+    if steps is not None:
+        edges, times = (edges * steps).round() / steps, (times * steps).ceil().clamp(min=1) / steps
+    bins = torch.bucketize(times, edges[1:-1])
+    gammas = vdm.noise_schedule(edges.to(vdm.noise_schedule.device)).cpu()
+    parts = [diffusion[bins == i] for i in range(num_bins)]
+    width = edges.diff() / gammas.diff()
+    means = torch.stack([part.mean() for part in parts]) * width
+    errors = torch.stack([part.std() / len(part) ** 0.5 for part in parts]) * width
+    return LossProfile(gammas.tolist(), means.tolist(), errors.tolist())
 
 
 def histogram_bits_per_dim(train: Dataset, test: Dataset, num_levels: int, max_images: int = 60_000) -> float:

@@ -37,7 +37,7 @@ class History:
         window (`list[list[float]]`): For each step since the last log entry, the moments of the bound's terms and the norm of
             the gradient.
         training, validation (`list[dict]`): Records with `step` and `bits_per_dim`, those of the validation with the other
-            fields of [`VariationalBound`].
+            figures of [`VariationalBound`].
         schedules (`list[dict]`): Records with `step` and `gammas`, of the noise schedule at 101 equidistant times.
     """
 
@@ -242,7 +242,7 @@ class Trainer:
             bound = self._bound(images)
             gammas = self.vdm.noise_schedule.chain(100).tolist()
             samples = draw_samples(self.accelerator, self.vdm, self.config) if self.history.step else []
-        record = asdict(bound)
+        record = {name: value for name, value in asdict(bound).items() if isinstance(value, float)}
         self.history.validation.append({"step": self.history.step} | record)
         self.history.schedules.append({"step": self.history.step, "gammas": gammas})
         self._write(f"{bound.bits_per_dim:.4f} ± {bound.standard_error:.4f} bits/dim on {len(images)} held-out images")

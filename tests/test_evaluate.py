@@ -1,0 +1,135 @@
+"""The command: its figures, its files, any number of processes, and what it refuses."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import PIL.Image
+import pytest
+import torch
+from diffusers import (
+    DDPMPipeline,
+    DDPMScheduler,
+    EDMEulerScheduler,
+    FlowMatchEulerDiscreteScheduler,
+)
+from tiny_pipelines import build, unet
+
+from vdm_diffusers import VDM, LearnedMonotoneSchedule, VDMUNet2DModel, evaluate
+from vdm_diffusers.data import load_digits
+from vdm_diffusers.likelihood import variational_bound
+
+
+def digits_vdm(**kwargs) -> VDM:
+    unet = VDMUNet2DModel(8, 1, block_channels=8, layers_per_side=1, norm_num_groups=4, fourier_powers=())
+    torch.nn.init.normal_(unet.conv_out.weight, std=0.1)
+    return VDM(unet, LearnedMonotoneSchedule(-8.0, 5.0, num_features=8), **({"num_levels": 17} | kwargs))
+
+
+def run(model, tmp_path: Path, *flags: str) -> dict:
+    """What the command writes."""
+    path = tmp_path / "result.json"
+    evaluate.main(["--pretrained_model_name_or_path", str(model), "--output_path", str(path), *flags])
+    return json.loads(path.read_text())
+
+
+def test_command_prints_and_writes_what_the_function_returns(tmp_path, capsys):
+    vdm = digits_vdm()
+    vdm.save_pretrained(tmp_path / "model")
+    flags = ["--num_timesteps", "10", "continuous", "--num_repeats", "2", "--seed", "3"]
+    result = run(tmp_path / "model", tmp_path, *flags, "--figure_path", str(tmp_path / "loss.png"))
+    assert [row["num_timesteps"] for row in result["results"]] == [10, None]
+    printed = capsys.readouterr().out
+    for row in result["results"]:
+        vdm.num_timesteps = row["num_timesteps"]
+        expected = asdict(variational_bound(vdm, load_digits().validation, num_repeats=2, seed=3))
+        for name in ("bits_per_dim", "standard_error", "standard_error_draws", "prior", "reconstruction", "diffusion"):
+            assert row[name] == pytest.approx(expected[name], rel=1e-3, abs=1e-4), name
+        assert f"{row['bits_per_dim']:.4f} ± {row['standard_error']:.4f}" in printed
+    assert (result["num_images"], result["seed"], result["data"]["num_levels"]) == (297, 3, 17)
+    assert result["versions"]["torch"] == torch.__version__
+    assert PIL.Image.open(tmp_path / "loss.png").width > 100
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_processes_and_batches_do_not_matter(tmp_path, num_processes):
+    """All 297 digits on one process and on two, in batches of 1, 7 and 297."""
+    digits_vdm().save_pretrained(tmp_path / "model")
+    expected = run(tmp_path / "model", tmp_path, "--batch_size", "297", "--num_repeats", "2")
+    for batch_size in (1, 7, 297):
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(num_processes)]
+        command += ["--master_port", "29517", "-m", "vdm_diffusers.evaluate", "--num_repeats", "2"]
+        command += ["--batch_size", str(batch_size), "--pretrained_model_name_or_path", str(tmp_path / "model")]
+        command += ["--output_path", str(tmp_path / "parts.json")]
+        environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+        subprocess.run(command, check=True, capture_output=True, env=environment)
+        measured = json.loads((tmp_path / "parts.json").read_text())
+        for row, other in zip(measured["results"], expected["results"]):
+            for name in ("bits_per_dim", "standard_error", "prior", "reconstruction", "diffusion"):
+                assert row[name] == pytest.approx(other[name], abs=1e-5), (batch_size, name)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--batch_size", "0"], "`--batch_size` is 0"),
+        (["--num_timesteps", "10", "0"], "`--num_timesteps` is 0"),
+        (["--max_images", "1"], "`--max_images` is 1"),
+        (["--output_path", "nowhere/result.json"], "There is no folder 'nowhere'"),
+        (["--data_dir", "nowhere"], "`--train_data_dir` 'nowhere' is no folder"),
+        ([], "`--num_levels` is 4, but the digits have 17"),
+    ],
+)
+def test_unsuitable_options_are_refused(tmp_path, flags, message):
+    digits_vdm(num_levels=4).save_pretrained(tmp_path / "model")
+    with pytest.raises(SystemExit, match=message):
+        evaluate.main(["--pretrained_model_name_or_path", str(tmp_path / "model"), *flags])
+
+
+@pytest.mark.parametrize("name", ["LDM", "DiT"])
+def test_latent_space_pipelines_are_refused(tmp_path, name):
+    build(name, DDPMScheduler()).save_pretrained(tmp_path / "model")
+    with pytest.raises(SystemExit, match="latents of its `v"):
+        evaluate.main(["--pretrained_model_name_or_path", str(tmp_path / "model")])
+
+
+@pytest.mark.parametrize("scheduler", [FlowMatchEulerDiscreteScheduler, EDMEulerScheduler])
+def test_models_without_a_chain_are_refused(tmp_path, scheduler):
+    pipeline = DDPMPipeline(unet(), DDPMScheduler())
+    pipeline.register_modules(scheduler=scheduler())
+    pipeline.save_pretrained(tmp_path / "model")
+    with pytest.raises(SystemExit, match=f"{scheduler.__name__} has neither gammas nor a plain β-chain"):
+        evaluate.main(["--pretrained_model_name_or_path", str(tmp_path / "model")])
+
+
+def test_missing_models_are_refused():
+    with pytest.raises(SystemExit, match="'nowhere' could not be loaded"):
+        evaluate.main(["--pretrained_model_name_or_path", "nowhere"])
+
+
+def folder_of(image: PIL.Image.Image, path: Path) -> Path:
+    for split in ("train", "test"):
+        (path / split).mkdir(parents=True)
+        for index in range(3):
+            image.save(path / split / f"{index}.png")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (PIL.Image.new("RGB", (16, 16)), "are 16×16, but those of the model are 8×8"),
+        (PIL.Image.new("L", (8, 8)), "has 1 channels, but the model has 3"),
+        (PIL.Image.new("P", (8, 8)), "PIL mode 'P'"),
+        (PIL.Image.new("I;16", (8, 8), 40_000), "must be integers in"),
+    ],
+)
+def test_unsuitable_images_are_refused(tmp_path, image, message):
+    DDPMPipeline(unet(), DDPMScheduler()).save_pretrained(tmp_path / "model")
+    data = folder_of(image, tmp_path / "images")
+    with pytest.raises(SystemExit, match=message):
+        evaluate.main(["--pretrained_model_name_or_path", str(tmp_path / "model"), "--data_dir", str(data)])

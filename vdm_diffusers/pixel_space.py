@@ -1,0 +1,42 @@
+"""Which pipelines and images have a likelihood in bits per dimension; the others are refused with the reason."""
+
+from diffusers import DiffusionPipeline
+from diffusers.models.modeling_utils import ModelMixin
+
+from .data import ImageData
+from .scheduling_vdm import VDMScheduler
+
+
+def check_pixel_space(pipeline: DiffusionPipeline) -> None:
+    """Raise `ValueError` unless a pipeline is a variance-preserving diffusion of the pixels themselves, and of nothing else."""
+    name = type(pipeline).__name__
+    components = {key: value for key, value in pipeline.components.items() if value is not None}
+    autoencoders = [key for key, value in components.items() if isinstance(value, ModelMixin) and hasattr(value, "encode")]
+    if autoencoders:
+        raise ValueError(
+            f"{name} diffuses the latents of its `{autoencoders[0]}`, so a likelihood of its denoiser would be one of latents,"
+            " not of images: only pixel-space pipelines have bits per dimension."
+        )
+    if "scheduler" not in components:
+        raise ValueError(f"{name} has no `scheduler` that says at which noise levels its denoiser works.")
+    VDMScheduler.from_config(components["scheduler"].config)  # refuses what is no variance-preserving chain
+    if "tokenizer" in components or "text_encoder" in components:
+        raise ValueError(f"{name} is conditioned on text, which images of a data set don't come with.")
+    if "unet" not in components:
+        raise ValueError(f"{name} has no `unet`, but {', '.join(components)}: no denoiser of images to evaluate.")
+
+
+def check_images(pipeline: DiffusionPipeline, data: ImageData) -> None:
+    """Raise `ValueError` unless the images have the channels, the size and the classes that a pipeline is one of."""
+    channels, *size = data.shape
+    config = pipeline.unet.config
+    if config.in_channels != channels:
+        raise ValueError(f"{data.name!r} has {channels} channels, but the model has {config.in_channels}.")
+    expected = [config.sample_size] * 2 if isinstance(config.sample_size, int) else config.sample_size
+    if expected is not None and list(expected) != size:
+        raise ValueError(
+            f"The images of {data.name!r} are {size[0]}×{size[1]}, but those of the model are {expected[0]}×{expected[1]}:"
+            " evaluate it on the data that it is a model of. Resized images are other data, with another likelihood."
+        )
+    if config.get("num_class_embeds") and data.num_classes is None:
+        raise ValueError("The model is class-conditional: name the column of labels by `--label_column`.")
