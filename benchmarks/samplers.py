@@ -6,6 +6,7 @@ python benchmarks/samplers.py --model vdm-digits
 import argparse
 import json
 import statistics
+from typing import Literal, NamedTuple
 
 import diffusers
 import torch
@@ -13,32 +14,46 @@ from diffusers.utils import is_torchsde_available
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from vdm_diffusers import VDMPipeline
+from vdm_diffusers import VDMPipeline, VDMScheduler
 from vdm_diffusers.data import load_digits
+
+
+class Sampler(NamedTuple):
+    """A scheduler, its usual number of steps, its options, and which gammas it visits where that is not its own choice:
+    those at equal distances of the learned schedule's time, or of gamma itself.
+    """
+
+    scheduler: str
+    num_steps: int
+    options: dict[str, object] = {}
+    equidistant_in: Literal["time", "gamma"] | None = None
 
 
 REFERENCE = "VDMScheduler"
 SAMPLERS = {
-    REFERENCE: ("VDMScheduler", 1000, {}),
-    "VDMScheduler, 100 steps": ("VDMScheduler", 100, {}),
-    "VDMScheduler, eta 0": ("VDMScheduler", 100, {"eta": 0.0}),
-    "DDPM": ("DDPMScheduler", 1000, {}),
-    "DDIM": ("DDIMScheduler", 50, {}),
-    "PNDM": ("PNDMScheduler", 50, {}),
-    "LMS": ("LMSDiscreteScheduler", 50, {}),
-    "Euler": ("EulerDiscreteScheduler", 50, {}),
-    "Euler ancestral": ("EulerAncestralDiscreteScheduler", 50, {}),
-    "Heun": ("HeunDiscreteScheduler", 25, {}),
-    "DPM-Solver++ multi-step": ("DPMSolverMultistepScheduler", 20, {}),
-    "DPM-Solver++ single-step": ("DPMSolverSinglestepScheduler", 20, {}),
-    "DPM-Solver++ SDE": ("DPMSolverMultistepScheduler", 50, {"algorithm_type": "sde-dpmsolver++"}),
-    "DPM-Solver SDE (torchsde)": ("DPMSolverSDEScheduler", 25, {}),
-    "KDPM2": ("KDPM2DiscreteScheduler", 25, {}),
-    "KDPM2 ancestral": ("KDPM2AncestralDiscreteScheduler", 50, {}),
-    "DEIS": ("DEISMultistepScheduler", 20, {}),
-    "UniPC": ("UniPCMultistepScheduler", 20, {}),
+    REFERENCE: Sampler("VDMScheduler", 1000),
+    "VDMScheduler, 100 steps": Sampler("VDMScheduler", 100),
+    "VDMScheduler, 100 steps, equidistant in gamma": Sampler("VDMScheduler", 100, equidistant_in="gamma"),
+    "VDMScheduler, eta 0": Sampler("VDMScheduler", 50, {"eta": 0.0}),
+    "VDMScheduler, eta 0, equidistant in gamma": Sampler("VDMScheduler", 50, {"eta": 0.0}, "gamma"),
+    "DDPM": Sampler("DDPMScheduler", 1000),
+    "DDIM": Sampler("DDIMScheduler", 50),
+    "PNDM": Sampler("PNDMScheduler", 50),
+    "LMS": Sampler("LMSDiscreteScheduler", 50),
+    "Euler": Sampler("EulerDiscreteScheduler", 50),
+    "Euler, equidistant in time": Sampler("EulerDiscreteScheduler", 50, equidistant_in="time"),
+    "Euler ancestral": Sampler("EulerAncestralDiscreteScheduler", 50),
+    "Heun": Sampler("HeunDiscreteScheduler", 25),
+    "DPM-Solver++ multi-step": Sampler("DPMSolverMultistepScheduler", 20),
+    "DPM-Solver++ multi-step, equidistant in time": Sampler("DPMSolverMultistepScheduler", 20, equidistant_in="time"),
+    "DPM-Solver++ single-step": Sampler("DPMSolverSinglestepScheduler", 20),
+    "DPM-Solver++ SDE": Sampler("DPMSolverMultistepScheduler", 50, {"algorithm_type": "sde-dpmsolver++"}),
+    "DPM-Solver SDE (torchsde)": Sampler("DPMSolverSDEScheduler", 25),
+    "KDPM2": Sampler("KDPM2DiscreteScheduler", 25),
+    "KDPM2 ancestral": Sampler("KDPM2AncestralDiscreteScheduler", 50),
+    "DEIS": Sampler("DEISMultistepScheduler", 20),
+    "UniPC": Sampler("UniPCMultistepScheduler", 20),
 }
-"""Class, its usual number of steps, and options."""
 
 
 def energy_distance(x: Tensor, y: Tensor) -> float:
@@ -50,15 +65,20 @@ def energy_distance(x: Tensor, y: Tensor) -> float:
     return (2 * torch.cdist(x, y).mean() - within(x) - within(y)).item()
 
 
-def distances(pipe: VDMPipeline, num_steps: int, num_images: int, repeats: int, held_out: Tensor) -> list[float]:
-    """Of `num_images` images to the held-out ones, for each of `repeats` seeds."""
-    results = []
-    for seed in range(repeats):
-        torch.manual_seed(seed)  # for samplers that take no generator
-        generator = torch.Generator().manual_seed(seed)
-        images = pipe(num_images, num_inference_steps=num_steps, output_type="pt", generator=generator).images
-        results.append(energy_distance(images.double().flatten(1), held_out))
-    return results
+def sample(pipe: VDMPipeline, config: dict, sampler: Sampler, num_images: int, seed: int) -> Tensor:
+    """Images in [0, 1], `(num_images, D)`, of the model whose VDMScheduler has that configuration."""
+    timesteps, options = None, sampler.options
+    if sampler.equidistant_in == "gamma":
+        options = options | {"gammas": [config["gammas"][0], config["gammas"][-1]], "times": None}
+    elif sampler.equidistant_in == "time":
+        scheduler = VDMScheduler.from_config(config)
+        scheduler.set_timesteps(sampler.num_steps)
+        timesteps = scheduler.timesteps
+    pipe.scheduler = getattr(diffusers, sampler.scheduler).from_config(config, **options)
+    torch.manual_seed(seed)  # for samplers that take no generator
+    generator = torch.Generator().manual_seed(seed)
+    kwargs = {"num_inference_steps": sampler.num_steps, "timesteps": timesteps, "generator": generator}
+    return pipe(num_images, output_type="pt", **kwargs).images.double().flatten(1)
 
 
 def pixels(dataset: Dataset, num_levels: int) -> Tensor:
@@ -74,13 +94,13 @@ def measure(options: argparse.Namespace) -> dict:
     pipe.set_progress_bar_config(disable=True)
     config, rows = pipe.scheduler.config, []
     for name in [REFERENCE, *(options.only or list(SAMPLERS)[1:])]:
-        class_name, num_steps, extra = SAMPLERS[name]
-        if class_name == "DPMSolverSDEScheduler" and not is_torchsde_available():
+        sampler = SAMPLERS[name]
+        if sampler.scheduler == "DPMSolverSDEScheduler" and not is_torchsde_available():
             continue
-        pipe.scheduler = getattr(diffusers, class_name).from_config(config, **extra)
-        num_steps = min(num_steps, options.max_steps)
-        values = distances(pipe, num_steps, options.num_images, options.repeats, held_out)
-        row = {"sampler": name, "steps": num_steps, "energy_distance": statistics.mean(values)}
+        sampler = sampler._replace(num_steps=min(sampler.num_steps, options.max_steps))
+        images = [sample(pipe, config, sampler, options.num_images, seed) for seed in range(options.repeats)]
+        values = [energy_distance(repeat, held_out) for repeat in images]
+        row = {"sampler": name, "steps": sampler.num_steps, "energy_distance": statistics.mean(values)}
         row["standard_error"] = statistics.stdev(values) / len(values) ** 0.5
         row["ratio"] = row["energy_distance"] / (rows or [row])[0]["energy_distance"]
         rows.append(row)

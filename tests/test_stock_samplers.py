@@ -69,9 +69,9 @@ def is_stochastic(case: str) -> bool:
     return CASES[case][0] in STOCHASTIC or "SDE" in case
 
 
-def moments(pipe: VDMPipeline, latents: Tensor, num_inference_steps: int) -> tuple[Tensor, Tensor]:
+def moments(pipe: VDMPipeline, latents: Tensor, num_inference_steps: int, **kwargs) -> tuple[Tensor, Tensor]:
     """Mean and covariance of the samples that `latents` lead to; a list of generators would be slow."""
-    kwargs = {"generator": torch.Generator().manual_seed(1), "output_type": "latent"}
+    kwargs |= {"generator": torch.Generator().manual_seed(1), "output_type": "latent"}
     x = pipe(latents=latents, num_inference_steps=num_inference_steps, **kwargs).images.flatten(1).double()
     return x.mean(0), x.T.cov(correction=0)
 
@@ -91,6 +91,28 @@ def test_deterministic_samplers_reach_mean_and_covariance(case, prediction_type)
     mean, covariance = moments(pipe, latents, 100)
     torch.testing.assert_close(mean, MEAN, rtol=0, atol=0.01)
     torch.testing.assert_close(covariance, COVARIANCE, rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("case", ["EulerDiscreteScheduler", "HeunDiscreteScheduler", "DPMSolverMultistepScheduler"])
+def test_samplers_that_take_timesteps_visit_those_of_the_learned_schedule(case):
+    """Times that fall on one index of the chain become one step."""
+    pipe = pipeline()
+    pipe.scheduler.set_timesteps(100)
+    timesteps = pipe.scheduler.timesteps
+    swap(pipe, case)
+    latents = 3**0.5 * torch.cat([torch.eye(3), -torch.eye(3)]).reshape(6, 3, 1, 1)
+    mean, covariance = moments(pipe, latents, 7, timesteps=timesteps)
+    expected = dict.fromkeys(timesteps.round().tolist())
+    assert list(dict.fromkeys(pipe.scheduler.timesteps.tolist())) == list(expected)
+    torch.testing.assert_close(mean, MEAN, rtol=0, atol=0.01)
+    torch.testing.assert_close(covariance, COVARIANCE, rtol=0, atol=0.02)
+
+
+def test_timesteps_for_a_sampler_that_takes_none_are_refused():
+    pipe = pipeline()
+    pipe.scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config)
+    with pytest.raises(ValueError, match="DDIMScheduler takes no `timesteps`"):
+        pipe(timesteps=[900, 500, 100])
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if is_stochastic(case)])

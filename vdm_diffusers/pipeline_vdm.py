@@ -48,6 +48,7 @@ class VDMPipeline(DiffusionPipeline):
         class_labels: list[int] | Tensor | None = None,
         guidance_scale: float = 1.0,
         num_inference_steps: int = 250,
+        timesteps: Sequence[float] | Tensor | None = None,
         eta: float | None = None,
         generator: Generators = None,
         latents: Tensor | None = None,
@@ -69,6 +70,9 @@ class VDMPipeline(DiffusionPipeline):
                 last, plus this multiple of the difference that the label makes.
             num_inference_steps (`int`, *optional*, defaults to 250):
                 The number of denoising steps.
+            timesteps (`list[float]` or `torch.Tensor`, *optional*):
+                The timesteps themselves, decreasing, in the place of a number, for schedulers that take them: those of a
+                [`VDMScheduler`], or for others the nearest indices of their chain.
             eta (`float`, *optional*):
                 Share of fresh noise, 0 being deterministic, for schedulers with such an argument. Defaults to theirs.
             generator (`torch.Generator` or `list[torch.Generator]`, *optional*):
@@ -100,7 +104,7 @@ class VDMPipeline(DiffusionPipeline):
             class_labels = torch.as_tensor(class_labels, device=device).reshape(-1)
         batch_size = self._resolve_batch_size(batch_size, class_labels, latents)
         # before the latents: some schedulers scale them by the first noise level
-        self.scheduler.set_timesteps(num_inference_steps, device=device)
+        self._set_timesteps(num_inference_steps, timesteps, device)
         latents = self._prepare_latents(batch_size, generator, latents, device)
 
         accepted = inspect.signature(self.scheduler.step).parameters
@@ -139,6 +143,22 @@ class VDMPipeline(DiffusionPipeline):
         if len(set(sizes.values())) > 1:
             raise ValueError(f"The number of images is contradictory: {sizes}.")
         return next(iter(sizes.values()), 1)
+
+    def _set_timesteps(
+        self, num_inference_steps: int, timesteps: Sequence[float] | Tensor | None, device: torch.device
+    ) -> None:
+        if timesteps is None:
+            self.scheduler.set_timesteps(num_inference_steps, device=device)
+            return
+        if "timesteps" not in inspect.signature(self.scheduler.set_timesteps).parameters:
+            raise ValueError(
+                f"{type(self.scheduler).__name__} takes no `timesteps`: give `num_inference_steps`, or another scheduler."
+            )
+        timesteps = torch.as_tensor(timesteps)
+        if not isinstance(self.scheduler, VDMScheduler):  # the nearest indices of its chain, each once
+            last = self.scheduler.config.num_train_timesteps - 1
+            timesteps = timesteps.round().long().clamp(0, last).unique_consecutive()
+        self.scheduler.set_timesteps(timesteps=timesteps.tolist(), device=device)
 
     def _prepare_latents(self, batch_size: int, generator: Generators, latents: Tensor | None, device: torch.device) -> Tensor:
         if isinstance(generator, list) and len(generator) != batch_size:
