@@ -18,6 +18,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.utils import (
@@ -37,6 +38,7 @@ from vdm_diffusers.likelihood import histogram_bits_per_dim, variational_bound
 from vdm_diffusers.model_building import build_vdm
 from vdm_diffusers.resuming import compare_runs, describe_run
 from vdm_diffusers.stopping import TrainingStopped
+from vdm_diffusers.streaming import load_image_stream
 from vdm_diffusers.training import Trainer, draw_samples, save_samples
 from vdm_diffusers.training_config import DIGITS, TrainingConfig
 
@@ -54,6 +56,7 @@ def main() -> None:
         if checkpoint is not None:
             on_main_process(accelerator, check_resumption, config, data, checkpoint, accelerator.num_processes)
         set_seed(config.seed)
+        torch.set_float32_matmul_precision("high" if config.allow_tf32 else "highest")
         vdm = build_vdm(config, data)
         set_seed(config.seed, device_specific=True)
         trainer = Trainer(accelerator, config, vdm, data, checkpoint)
@@ -132,7 +135,12 @@ def load_data(config: TrainingConfig) -> ImageData:
         "dataset_name", "train_data_dir", "dataset_config_name", "cache_dir", "image_column", "label_column",
         "validation_split", "resolution", "num_channels", "num_levels",
     )  # fmt: skip
-    return load_images(**{name: getattr(config, name) for name in names})
+    options = {name: getattr(config, name) for name in names}
+    if config.streaming:
+        return load_image_stream(
+            config.max_validation_images, buffer_size=config.shuffle_buffer_size, seed=config.seed, **options
+        )
+    return load_images(**options)
 
 
 def build_accelerator(config: TrainingConfig) -> Accelerator:

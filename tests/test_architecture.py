@@ -15,6 +15,7 @@ LAYERS = (
         "noise_schedules",
         "timestep_maps",
         "weightings",
+        "augmentations",
         "autoencoders",
         "unet_vdm",
         "data",
@@ -27,7 +28,7 @@ LAYERS = (
     {"scheduling_vdm", "figures", "health", "streaming"},
     {"vdm", "pixel_space"},
     {"pipeline_vdm", "likelihood", "training_config"},
-    {"resuming"},
+    {"resuming", "optimizers"},
     {"model_building", "training", "hub", "convert", "evaluate"},
 )
 """Lowest first. A module imports only from layers below its own."""

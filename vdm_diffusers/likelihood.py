@@ -1,6 +1,7 @@
 """The variational bound of a data set, in bits per dimension."""
 
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from accelerate import PartialState
@@ -9,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from .estimates import Estimate
 from .per_image import for_each_image, generators
+from .streaming import ImageStream
 from .vdm import BITS_PER_DIM, VDM, VDMLoss, evaluating, stratified_times
 
 
@@ -169,11 +171,13 @@ def _profile(vdm: VDM, times: Tensor, diffusion: Tensor) -> LossProfile:
 def histogram_bits_per_dim(train: Dataset, test: Dataset, num_levels: int, max_images: int = 60_000) -> float:
     """Bits per dimension of `test` under one histogram for every pixel and channel: what a bound must beat.
 
-    The histograms are those of the first `max_images` of `train`, with one count added to each of their `num_levels` bins.
+    The histograms are those of the first `max_images` of `train`, which may be a stream, with one count added to each of their
+    `num_levels` bins.
     """
-    images = torch.stack([train[i]["images"] for i in range(min(len(train), max_images))]).flatten(1).long()
-    counts = torch.ones(images.shape[1], num_levels, dtype=torch.float64)
-    counts.scatter_add_(1, images.T, torch.ones(images.T.shape, dtype=torch.float64))
+    counts = torch.ones(test[0]["images"].numel(), num_levels, dtype=torch.float64)
+    rows = train.epoch() if isinstance(train, ImageStream) else (train[i] for i in range(len(train)))
+    for row in islice(rows, max_images):
+        counts[torch.arange(len(counts)), row["images"].flatten().long()] += 1
     bits = -torch.log2(counts / counts.sum(1, keepdim=True))
     total = sum(bits.gather(1, batch["images"].flatten(1).T.long()).mean(0).sum().item() for batch in DataLoader(test, 256))
     return total / len(test)

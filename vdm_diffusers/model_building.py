@@ -1,7 +1,9 @@
 """The model that the options of a training run describe."""
 
 import math
+from inspect import signature
 
+from .augmentations import check_augmentation
 from .data import ImageData
 from .noise_schedules import NOISE_SCHEDULES, LearnedChainSchedule, NoiseSchedule
 from .training_config import TrainingConfig
@@ -10,17 +12,47 @@ from .vdm import VDM
 
 
 def build_vdm(config: TrainingConfig, data: ImageData) -> VDM:
-    """A new model for the data, or the pretrained one that the configuration names."""
-    if config.pretrained_model_name_or_path is not None:
-        vdm = VDM.from_pretrained(
-            config.pretrained_model_name_or_path, config.num_timesteps, config.weighting, cache_dir=config.cache_dir
+    """A new model for the data, or the pretrained one that the configuration names.
+
+    Raises `ValueError` if the options can't be those of a model of these data.
+    """
+    vdm = new_vdm(config, data) if config.pretrained_model_name_or_path is None else pretrained_vdm(config, data)
+    check_augmentation(config.augmentation, data.shape)
+    if config.augmentation == "paper" and "conditioning" not in signature(vdm.unet.forward).parameters:
+        raise ValueError(f"`--augmentation paper` tells the denoiser, but {type(vdm.unet).__name__} has no `conditioning`.")
+    if config.gradient_checkpointing:
+        vdm.unet.enable_gradient_checkpointing()
+    if config.torch_compile:
+        vdm.unet.compile()
+    return vdm
+
+
+def pretrained_vdm(config: TrainingConfig, data: ImageData) -> VDM:
+    """The saved model that the configuration names."""
+    vdm = VDM.from_pretrained(
+        config.pretrained_model_name_or_path, config.num_timesteps, config.weighting, cache_dir=config.cache_dir
+    )
+    if (vdm.unet.config.in_channels, vdm.num_levels) != (data.shape[0], data.num_levels):
+        raise ValueError(
+            f"`--pretrained_model_name_or_path` is a model of images with {vdm.unet.config.in_channels} channels and"
+            f" {vdm.num_levels} levels, but {data.name!r} has {data.shape[0]} and {data.num_levels}."
         )
-        if (vdm.unet.config.in_channels, vdm.num_levels) != (data.shape[0], data.num_levels):
-            raise ValueError(
-                f"`--pretrained_model_name_or_path` is a model of images with {vdm.unet.config.in_channels} channels and"
-                f" {vdm.num_levels} levels, but {data.name!r} has {data.shape[0]} and {data.num_levels}."
-            )
-        return vdm
+    embeddings, needed = vdm.unet.config.get("num_class_embeds"), number_of_embeddings(data)
+    if "num_class_embeds" in vdm.unet.config and embeddings != needed:
+        raise ValueError(
+            f"`--pretrained_model_name_or_path` has {embeddings or 'no'} class embeddings, but {needed or 'none'} are needed,"
+            " one more than there are classes: see `--label_column`."
+        )
+    return vdm
+
+
+def number_of_embeddings(data: ImageData) -> int | None:
+    """One for each class, and one for none."""
+    return None if data.num_classes is None else data.num_classes + 1
+
+
+def new_vdm(config: TrainingConfig, data: ImageData) -> VDM:
+    """A model with random weights."""
     finest = round(math.log2(data.num_levels / 2))
     unet = VDMUNet2DModel(
         sample_size=data.shape[1:],
@@ -31,7 +63,7 @@ def build_vdm(config: TrainingConfig, data: ImageData) -> VDM:
         norm_num_groups=config.norm_num_groups,
         dropout=config.dropout,
         fourier_powers=(finest - 1, finest) if config.fourier_powers is None else tuple(config.fourier_powers),
-        num_class_embeds=None if data.num_classes is None else data.num_classes + 1,
+        num_class_embeds=number_of_embeddings(data),
     )
     return VDM(
         unet,

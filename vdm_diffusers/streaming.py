@@ -1,5 +1,6 @@
 """Streams of images: data sets that are read while training goes on, never downloaded or decoded as a whole."""
 
+import copy
 from collections.abc import Iterator
 from itertools import islice
 
@@ -59,16 +60,20 @@ class ImageStream(IterableDataset):
         self.position = state.copy()
 
     def __iter__(self) -> Iterator[dict[str, Tensor | int]]:
+        self.rows = copy.deepcopy(self.rows)  # whose epoch lies in memory that workers share, but they differ in epoch
         while True:
-            for block in self._blocks():
-                epoch, index = self.position["epoch"], self.position["block"]
-                order = np.random.default_rng([self.seed, epoch, index]).permutation(len(block))
-                for row in order[self.position["given"] :]:
-                    self.position["given"] += 1
-                    yield self._item(block[row])
+            yield from self.epoch()
             if not self.position["block"]:
                 raise ValueError("There are fewer files in the stream than processes that read it: lower their number.")
             self.position = {"epoch": self.position["epoch"] + 1, "block": 0, "given": 0, "files": None}
+
+    def epoch(self) -> Iterator[dict[str, Tensor | int]]:
+        """What the present epoch still has, from the present position on."""
+        for block in self._blocks():
+            order = np.random.default_rng([self.seed, self.position["epoch"], self.position["block"]]).permutation(len(block))
+            for row in order[self.position["given"] :]:
+                self.position["given"] += 1
+                yield self._item(block[row])
 
     def _blocks(self) -> Iterator[list[dict]]:
         """The blocks of the present epoch, from the present position on, which follows."""

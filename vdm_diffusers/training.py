@@ -18,13 +18,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 
+from .augmentations import AUGMENTATIONS
 from .checkpoints import CheckpointError, latest_checkpoint, read_manifest, save_checkpoint
 from .data import ImageData
 from .figures import save_image_grid, save_noise_schedule
 from .health import check_schedule, drifted_end_points, first_not_finite
 from .likelihood import VariationalBound, variational_bound
+from .optimizers import build_optimizer
 from .resuming import describe_run, images_a_step
 from .stopping import StopSignals, TrainingStopped
+from .streaming import ImageStream, StreamLoader
 from .training_config import TrainingConfig
 from .vdm import LOG_2, VDM, VDMLoss, stratified_times
 
@@ -72,7 +75,6 @@ class Trainer:
         self.accelerator, self.config, self.vdm, self.data = accelerator, config, vdm, data
         self.output_dir = Path(config.output_dir)
         self.run = describe_run(config, data, accelerator.num_processes)
-        self.steps_an_epoch = self._count_steps_an_epoch()
         optimizer = build_optimizer(config, vdm)
         self.lr_scheduler = get_scheduler(
             config.lr_scheduler,
@@ -80,20 +82,14 @@ class Trainer:
             num_warmup_steps=config.lr_warmup_steps,
             num_training_steps=config.max_train_steps,
         )
-        loader = DataLoader(
-            data.train,
-            config.train_batch_size,
-            shuffle=True,
-            drop_last=True,
-            num_workers=config.dataloader_num_workers,
-            generator=torch.Generator(),  # an iterator draws a seed, which must not come from the global generator
-        )
-        self.model, self.optimizer, self.loader = accelerator.prepare(vdm, optimizer, loader)
+        self.model, self.optimizer, self.loader = accelerator.prepare(vdm, optimizer, self._build_loader())
         self.ema = EMAModel(vdm.parameters(), decay=config.ema_decay, use_ema_warmup=True, power=0.75, foreach=True)
         self.ema.to(accelerator.device)
         self.history = History()
         self.not_reduced: list[Tensor] = []
         accelerator.register_for_checkpointing(self.lr_scheduler, self.ema, self.history)
+        if isinstance(self.loader, StreamLoader):
+            accelerator.register_for_checkpointing(self.loader)
         if checkpoint is not None:
             self._load(checkpoint)
         self.progress = tqdm(
@@ -139,6 +135,20 @@ class Trainer:
         last = self.history.validation[-1]["step"] if self.history.validation else None
         return self._is_due(self.config.validation_steps) and last != self.history.step
 
+    def _build_loader(self) -> DataLoader | StreamLoader:
+        size, num_workers = self.config.train_batch_size, self.config.dataloader_num_workers
+        if isinstance(self.data.train, ImageStream):
+            return StreamLoader(self.accelerator, self.data.train, size, num_workers)
+        self.steps_an_epoch = self._count_steps_an_epoch()
+        return DataLoader(
+            self.data.train,
+            size,
+            shuffle=True,
+            drop_last=True,
+            num_workers=num_workers,
+            generator=torch.Generator(),  # an iterator draws a seed, which must not come from the global generator
+        )
+
     def _count_steps_an_epoch(self) -> int:
         needed = images_a_step(self.run)
         if len(self.data.train) < needed:
@@ -151,6 +161,8 @@ class Trainer:
 
     def _batches(self) -> Iterator[dict[str, Tensor]]:
         """Batches from where the run stands, epoch after epoch of whole steps, each in its own order."""
+        if isinstance(self.loader, StreamLoader):
+            yield from self.loader
         first_epoch, done = divmod(self.history.step, self.steps_an_epoch)
         for epoch in count(first_epoch):
             self.loader.set_epoch(epoch)
@@ -162,8 +174,9 @@ class Trainer:
         moments = []
         for micro_step in range(self.config.gradient_accumulation_steps):
             batch = next(batches)
+            images, conditioning = AUGMENTATIONS[self.config.augmentation](batch["images"])
             with self.accelerator.accumulate(self.model):
-                loss = self.model(batch["images"], self._labels(batch), self._times(micro_step))
+                loss = self.model(images, self._labels(batch), self._times(micro_step), conditioning=conditioning)
                 self.accelerator.backward(loss.objective.mean())
                 moments.append(_moments(loss))
                 if self.accelerator.sync_gradients:
@@ -326,14 +339,6 @@ class Trainer:
             yield
         except OSError as error:
             self._warn(f"{what} could not be written: {error}")
-
-
-def build_optimizer(config: TrainingConfig, vdm: VDM) -> torch.optim.Optimizer:
-    """AdamW, with a learning rate of its own and without weight decay for a schedule that learns."""
-    denoiser = {"params": list(vdm.unet.parameters()), "lr": config.learning_rate, "weight_decay": config.adam_weight_decay}
-    schedule = {"params": list(vdm.noise_schedule.parameters()), "lr": config.schedule_learning_rate, "weight_decay": 0.0}
-    groups = [group for group in (denoiser, schedule) if group["params"]]
-    return torch.optim.AdamW(groups, betas=(config.adam_beta1, config.adam_beta2), eps=config.adam_epsilon)
 
 
 def _moments(loss: VDMLoss) -> Tensor:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from .augmentations import AUGMENTATIONS
 from .gaussian import PREDICTIONS
 from .noise_schedules import NOISE_SCHEDULES, LearnedChainSchedule, TableSchedule
 from .weightings import WEIGHTINGS
@@ -37,6 +38,11 @@ class TrainingConfig:
     resolution: int | None = option(None, "Height and width that the images must have. Default: whatever they have.")
     num_channels: int | None = option(None, "Channels that the images must have. Default: whatever they have.")
     num_levels: int | None = option(None, "Images are integers in [0, num_levels). Default: what their type can hold.")
+    streaming: bool = option(False, "Read the training set as training goes on, instead of downloading it first.")
+    shuffle_buffer_size: int = option(10_000, "Images of a stream, undecoded, that are shuffled among each other.")
+    augmentation: Literal[tuple(AUGMENTATIONS)] = option(
+        "none", "Random flips, or the paper's flips and quarter turns, which the denoiser is told of."
+    )
     dataloader_num_workers: int = option(0, "Processes that decode images.")
 
     # Model
@@ -75,7 +81,13 @@ class TrainingConfig:
     adam_weight_decay: float = option(0.01, "AdamW's weight decay, for the denoiser.")
     max_grad_norm: float = option(1.0, "Norm to which the denoiser's gradient is clipped.")
     ema_decay: float = option(0.9999, "Decay of the moving average of the weights, approached as steps go on.")
+    optimizer: Literal["adamw", "adamw_fused", "adamw_8bit"] = option(
+        "adamw", "AdamW, its fused implementation, or that of bitsandbytes with its state in eight bits."
+    )
     mixed_precision: Literal["no", "fp16", "bf16"] = option("no", "Autocast of the denoiser.")
+    allow_tf32: bool = option(False, "Multiply float32 matrices in TF32, on GPUs that have it.")
+    gradient_checkpointing: bool = option(False, "Recompute the denoiser's activations in the backward pass, to save memory.")
+    torch_compile: bool = option(False, "Compile the denoiser with torch.compile.")
     seed: int = option(0, "Of everything random.")
 
     # Run
@@ -100,13 +112,19 @@ class TrainingConfig:
 
     def __post_init__(self):
         at_least_one = (
-            "max_train_steps", "train_batch_size", "gradient_accumulation_steps", "checkpointing_steps",
+            "shuffle_buffer_size", "max_train_steps", "train_batch_size", "gradient_accumulation_steps", "checkpointing_steps",
             "checkpoints_total_limit", "logging_steps", "validation_steps", "validation_repeats",
             "final_validation_repeats", "num_samples", "num_inference_steps",
         )  # fmt: skip
         for name in at_least_one:
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"`--{name}` is {getattr(self, name)}, but must be at least 1.")
+        if self.streaming and self.dataset_name is None and self.train_data_dir is None:
+            raise ValueError("`--streaming` needs `--dataset_name` or `--train_data_dir`: the digits are embedded.")
+        if self.streaming and self.max_validation_images is None:
+            raise ValueError(
+                "`--streaming` keeps the held-out images in memory, undecoded: say how many by `--max_validation_images`."
+            )
         if not self.gamma_min < self.gamma_max:
             raise ValueError(
                 f"`--gamma_min` is {self.gamma_min} and `--gamma_max` {self.gamma_max}: gamma is -log SNR, so the first must be"

@@ -1,0 +1,101 @@
+"""Options of train_vdm.py from end to end: streams, augmentation, classes, what saves memory or time."""
+
+import datasets
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from diffusers import UNet2DModel
+
+from vdm_diffusers import VDM, LinearSchedule, VDMPipeline
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """24 random 8×8 images of two classes in three parquet files, and six held-out ones."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    random = np.random.default_rng(0)
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["dark", "bright"])})
+    (tmp_path / "data").mkdir()
+    for split, count in {"train-0": 8, "train-1": 8, "train-2": 8, "test": 6}.items():
+        labels = [i % 2 for i in range(count)]
+        images = [PIL.Image.fromarray((random.integers(0, 128, (8, 8)) + 127 * label).astype(np.uint8)) for label in labels]
+        rows = datasets.Dataset.from_dict({"image": images, "label": labels}, features=features)
+        rows.to_parquet(tmp_path / "data" / f"{split}.parquet")
+    return tmp_path / "data"
+
+
+def parameters(folder) -> dict[str, torch.Tensor]:
+    return VDM.from_pretrained(folder).state_dict()
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_resumed_stream_equals_an_unbroken_one(train, folder, tmp_path, num_workers):
+    options = {"train_data_dir": folder, "max_validation_images": 4, "shuffle_buffer_size": 5, "label_column": "label"}
+    options |= {"dataloader_num_workers": num_workers, "augmentation": "paper", "validation_steps": 100}
+    train("--streaming", output_dir=tmp_path / "whole", **options)
+    train("--streaming", output_dir=tmp_path / "broken", max_train_steps=3, **options)
+    train("--streaming", output_dir=tmp_path / "broken", resume_from_checkpoint="latest", **options)
+    whole, broken = parameters(tmp_path / "whole"), parameters(tmp_path / "broken")
+    for name, value in whole.items():
+        assert torch.equal(value, broken[name]), name
+
+
+def test_what_saves_memory_or_time_leaves_the_run_as_it_is(train, tmp_path):
+    options = {"dropout": 0.0, "max_train_steps": 3, "validation_steps": 10, "max_validation_images": 8}
+    train(output_dir=tmp_path / "plain", **options)
+    train("--gradient_checkpointing", "--allow_tf32", output_dir=tmp_path / "saving", optimizer="adamw_fused", **options)
+    plain, saving = parameters(tmp_path / "plain"), parameters(tmp_path / "saving")
+    for name, value in plain.items():
+        torch.testing.assert_close(saving[name], value, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("weighting", ["sigmoid", "min_snr"])
+def test_another_weighting_keeps_the_end_points(train, tmp_path, weighting):
+    train(weighting=weighting)
+    schedule = VDM.from_pretrained(tmp_path / "out").noise_schedule
+    assert schedule.chain(1).tolist() == [-8.0, 5.0]
+    assert not torch.equal(schedule.logits, type(schedule)(-8.0, 5.0).logits)
+
+
+def test_classes_are_learned_and_guided(train, folder, tmp_path):
+    """Bright and dark images are told apart by their label alone, the more so with guidance."""
+    train(train_data_dir=folder, label_column="label", max_train_steps=150, learning_rate=1e-2, validation_steps=1000,
+          checkpointing_steps=1000, ema_decay=0.9, gamma_min=-8.0, dropout=0.0, num_samples=4)  # fmt: skip
+    pipe = VDMPipeline.from_pretrained(tmp_path / "out")
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe.unet.config.num_class_embeds == 3
+
+    def contrast(guidance_scale: float) -> float:
+        """How much brighter images of class 1 are than those of class 0."""
+        kwargs = {"num_inference_steps": 20, "output_type": "pt", "generator": torch.Generator().manual_seed(0)}
+        images = pipe(class_labels=[0] * 8 + [1] * 8, guidance_scale=guidance_scale, **kwargs).images
+        return (images[8:].mean() - images[:8].mean()).item()
+
+    assert contrast(1.0) > 0.25  # the data have 0.5
+    assert contrast(2.0) > contrast(1.0) + 0.02 and abs(contrast(0.0)) < 0.1  # 0 is no class
+
+
+@pytest.mark.parametrize(
+    ("flags", "options", "message"),
+    [
+        (["--streaming"], {}, "`--streaming` needs `--dataset_name` or `--train_data_dir`"),
+        (["--streaming"], {"train_data_dir": "data"}, "say how many by `--max_validation_images`"),
+        ([], {"weighting": "edm", "num_timesteps": 5, "noise_schedule": "LinearSchedule"}, "is one of continuous time"),
+    ],
+)
+def test_options_that_make_no_sense_together(train, tmp_path, flags, options, message):
+    with pytest.raises(SystemExit, match=message):
+        train(*flags, **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_pretrained_models_that_don_t_fit_the_options(train, folder, tmp_path):
+    unet = UNet2DModel(8, 1, 1, block_out_channels=(8, 8), norm_num_groups=4, layers_per_block=1,
+                       down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2)  # fmt: skip
+    VDM(unet, LinearSchedule()).save_pretrained(tmp_path / "model")
+    options = {"train_data_dir": folder, "pretrained_model_name_or_path": tmp_path / "model"}
+    with pytest.raises(SystemExit, match="UNet2DModel has no `conditioning`"):
+        train(augmentation="paper", **options)
+    with pytest.raises(SystemExit, match="has no class embeddings, but 3 are needed"):
+        train(label_column="label", **options)

@@ -1,0 +1,47 @@
+"""Augmentations: what training does to a batch of images, on their device, and what the denoiser is told of it."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+Augmented = tuple[Tensor, Tensor | None]
+"""Images `(B, C, H, W)` as they were or changed, and `(B, 1)` of the conditioning, if any."""
+
+
+def unchanged(images: Tensor) -> Augmented:
+    """Images as they are."""
+    return images, None
+
+
+def flip(images: Tensor) -> Augmented:
+    """Every image mirrored with probability ½, as if the data were so."""
+    return torch.where(_coin(images), images.flip(-1), images), None
+
+
+def flip_and_turn(images: Tensor) -> Augmented:
+    """The paper's: mirrored with probability ½, and then turned by one, two or three quarters with probability ½.
+
+    The conditioning is 1 for images that were mirrored or turned, so that the model of the others, at 0, is one of the data.
+    """
+    mirrored, turned = _coin(images), _coin(images)
+    images = torch.where(mirrored, images.flip(-1), images)
+    quarters = torch.randint(1, 4, turned.shape, device=images.device)
+    for k in (1, 2, 3):
+        images = torch.where(turned & (quarters == k), images.rot90(k, (-2, -1)), images)
+    return images, (mirrored | turned).flatten(1).float()
+
+
+AUGMENTATIONS: dict[str, Callable[[Tensor], Augmented]] = {"none": unchanged, "flip": flip, "paper": flip_and_turn}
+"""By their names as options; their draws are of the global generator of the images' device."""
+
+
+def check_augmentation(augmentation: str, shape: tuple[int, int, int]) -> None:
+    """Raise `ValueError` for one that images of a shape `(C, H, W)` can't have."""
+    if augmentation == "paper" and shape[1] != shape[2]:
+        raise ValueError(f"`--augmentation paper` turns images, which must be square, but they are {shape[1]}×{shape[2]}.")
+
+
+def _coin(images: Tensor) -> Tensor:
+    return torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
