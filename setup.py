@@ -37,6 +37,7 @@ setup(
         "PyYAML>=6",
         "safetensors>=0.4",
         "torchdata>=0.11",
+        "torchode>=1.0",
         "tqdm>=4.66",
     ],
     extras_require=EXTRAS,

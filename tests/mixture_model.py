@@ -69,8 +69,10 @@ class MixtureDenoiser(nn.Module):
         return (gaussian.target(self.prediction_type, x, eps, gamma),)
 
 
-def mixture_vdm(mixture: Mixture, num_levels: int, prediction_type: str = "epsilon", gamma_min: float = -6.0) -> VDM:
-    schedule = LinearSchedule(gamma_min, gamma_max=9.0).double()
+def mixture_vdm(
+    mixture: Mixture, num_levels: int, prediction_type: str = "epsilon", gamma_min: float = -6.0, gamma_max: float = 9.0
+) -> VDM:
+    schedule = LinearSchedule(gamma_min, gamma_max).double()
     denoiser = MixtureDenoiser(mixture, AffineTimesteps(schedule.gamma_min, schedule.gamma_max), prediction_type)
     return VDM(denoiser, schedule, prediction_type, num_levels)
 

@@ -25,9 +25,11 @@ LAYERS = (
         "estimates",
         "per_image",
     },
-    {"scheduling_vdm", "figures", "health", "streaming"},
+    {"scheduling_vdm", "figures", "health", "streaming", "dequantization"},
     {"vdm", "pixel_space"},
-    {"pipeline_vdm", "likelihood", "training_config"},
+    {"likelihood", "probability_flow", "training_config"},
+    {"ode_likelihood"},
+    {"pipeline_vdm"},
     {"resuming", "optimizers"},
     {"model_building", "training", "hub", "convert", "evaluate"},
 )

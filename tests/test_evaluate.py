@@ -17,10 +17,12 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
 )
 from tiny_pipelines import build, unet
+from torch.utils.data import Subset
 
 from vdm_diffusers import VDM, LearnedMonotoneSchedule, VDMUNet2DModel, evaluate
 from vdm_diffusers.data import load_digits
 from vdm_diffusers.likelihood import variational_bound
+from vdm_diffusers.ode_likelihood import ode_likelihood
 
 
 def digits_vdm(**kwargs) -> VDM:
@@ -54,22 +56,39 @@ def test_command_prints_and_writes_what_the_function_returns(tmp_path, capsys):
     assert PIL.Image.open(tmp_path / "loss.png").width > 100
 
 
+ODE = ["--estimators", "ode", "--dtype", "float64", "--tolerance", "0.01"]
+
+
+def test_ode_is_that_of_the_function(tmp_path, capsys):
+    vdm = digits_vdm()
+    vdm.save_pretrained(tmp_path / "model")
+    flags = ["--max_images", "6", "--num_repeats", "2", "--dequantization", "uniform", "--num_importance_samples", "2"]
+    (row,) = run(tmp_path / "model", tmp_path, *ODE, *flags)["results"]
+    images = Subset(load_digits().validation, range(6))
+    settings = {"dequantization": "uniform", "num_importance_samples": 2, "tolerance": 0.01}
+    expected = asdict(ode_likelihood(vdm.double(), images, num_repeats=2, **settings))
+    assert {name: row[name] for name in expected} == pytest.approx(expected, abs=1e-4)
+    assert f"| ODE, uniform, K = 2 | {row['bits_per_dim']:.4f} ±" in capsys.readouterr().out
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("estimator", [["--num_timesteps", "10", "continuous"], ODE], ids=["VLB", "ODE"])
 @pytest.mark.parametrize("num_processes", [1, 2])
-def test_processes_and_batches_do_not_matter(tmp_path, num_processes):
+def test_processes_and_batches_do_not_matter(tmp_path, num_processes, estimator):
     """All 297 digits on one process and on two, in batches of 1, 7 and 297."""
     digits_vdm().save_pretrained(tmp_path / "model")
-    expected = run(tmp_path / "model", tmp_path, "--batch_size", "297", "--num_repeats", "2")
+    flags = [*estimator, "--num_repeats", "2"]
+    expected = run(tmp_path / "model", tmp_path, "--batch_size", "297", *flags)
     for batch_size in (1, 7, 297):
         command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(num_processes)]
-        command += ["--master_port", "29517", "-m", "vdm_diffusers.evaluate", "--num_repeats", "2"]
+        command += ["--master_port", "29517", "-m", "vdm_diffusers.evaluate", *flags]
         command += ["--batch_size", str(batch_size), "--pretrained_model_name_or_path", str(tmp_path / "model")]
         command += ["--output_path", str(tmp_path / "parts.json")]
         environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
         subprocess.run(command, check=True, capture_output=True, env=environment)
         measured = json.loads((tmp_path / "parts.json").read_text())
         for row, other in zip(measured["results"], expected["results"]):
-            for name in ("bits_per_dim", "standard_error", "prior", "reconstruction", "diffusion"):
+            for name in {"bits_per_dim", "standard_error", "prior", "reconstruction", "diffusion"} & row.keys():
                 assert row[name] == pytest.approx(other[name], abs=1e-5), (batch_size, name)
 
 

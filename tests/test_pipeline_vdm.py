@@ -5,6 +5,7 @@ import sys
 import textwrap
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler
@@ -185,3 +186,71 @@ def test_half_precision_denoiser_keeps_float32_latents():
 def test_bad_arguments_are_refused(kwargs, message):
     with pytest.raises(ValueError, match=message):
         images_of(tiny_pipeline(), **kwargs)
+
+
+def smooth_pipeline(**kwargs) -> VDMPipeline:
+    """A tiny pipeline whose flow is gentle, in float64."""
+    pipe = tiny_pipeline(fourier_powers=(), **kwargs)
+    with torch.no_grad():
+        for parameter in pipe.unet.parameters():
+            parameter *= 0.3
+    return pipe.to(torch.float64)
+
+
+def test_encoding_and_decoding_by_the_ode_is_a_round_trip():
+    pipe = smooth_pipeline()
+    levels = torch.randint(0, 16, (3, 3, 6, 8))
+    latents = pipe.encode(levels, tolerance=1e-6)
+    assert latents.shape == levels.shape and latents.dtype == torch.float32
+    torch.testing.assert_close(pipe.decode(latents, tolerance=1e-6, output_type="pt") * 15, levels.double(), check_dtype=False)
+    pictures = pipe.decode(latents)
+    torch.testing.assert_close(pipe.encode(pictures, tolerance=1e-6), latents)
+    noise = torch.randn(3, 3, 6, 8)
+    assert (pipe.encode(pipe.decode(noise)) - noise).abs().mean() < 1  # within a bin, decoding forgets where
+
+
+def test_decoding_is_the_limit_of_deterministic_sampling():
+    pipe = smooth_pipeline()
+    latents = torch.randn(2, 3, 6, 8)
+    sampled = images_of(pipe, latents=latents, eta=0.0, num_inference_steps=1000, generator=None)
+    decoded = pipe.decode(latents, output_type="pt")
+    assert ((sampled - decoded).abs() * 15 < 0.5).float().mean() > 0.98
+
+
+def test_log_likelihood_takes_what_the_pipeline_makes():
+    pipe = smooth_pipeline()
+    images = pipe(batch_size=4, num_inference_steps=3, generator=torch.Generator().manual_seed(0)).images
+    nats = pipe.log_likelihood(images, tolerance=1e-3, generator=torch.Generator().manual_seed(1))
+    assert nats.shape == (4,) and nats.isfinite().all()
+    array = np.stack([np.asarray(image) for image in images])
+    levels = torch.from_numpy((array / 17).round().astype(np.uint8))  # 16 levels, 17 apart
+    for same in (levels.permute(0, 3, 1, 2), levels.numpy()):
+        torch.testing.assert_close(pipe.log_likelihood(same, tolerance=1e-3, generator=torch.Generator().manual_seed(1)), nats)
+    alone = pipe.log_likelihood(images[0], generator=[torch.Generator().manual_seed(5)])
+    both = pipe.log_likelihood(images[:2], generator=[torch.Generator().manual_seed(seed) for seed in (5, 6)])
+    torch.testing.assert_close(alone, both[:1])
+
+
+def test_log_likelihood_is_no_less_than_the_bound():
+    """Up to the noise of both; the pipeline's bound is that of `VDM.from_pipeline`."""
+    pipe = smooth_pipeline()
+    images = torch.randint(0, 16, (40, 3, 6, 8))
+    nats = pipe.log_likelihood(images, tolerance=1e-3)
+    with torch.no_grad():
+        bound = torch.stack([-VDM.from_pipeline(pipe)(images).nats for _ in range(20)])
+    error = bound.mean(0).std() / 40**0.5
+    assert nats.mean() > bound.mean() - 3 * error
+
+
+@pytest.mark.parametrize(
+    ("images", "error", "message"),
+    [
+        (torch.zeros(1, 3, 6, 8), TypeError, "must be integers"),
+        (torch.full((1, 3, 6, 8), 16), ValueError, r"run from 16 to 16"),
+        (torch.zeros(1, 1, 6, 8, dtype=torch.uint8), ValueError, r"the shape \(1, 6, 8\), but this model's are \(3, 6, 8\)"),
+        (PIL.Image.new("RGB", (8, 6), (17, 18, 34)), ValueError, "have other levels than the 16"),
+    ],
+)
+def test_images_without_a_likelihood_are_refused(images, error, message):
+    with pytest.raises(error, match=message):
+        tiny_pipeline().log_likelihood(images)

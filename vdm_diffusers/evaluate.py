@@ -18,13 +18,16 @@ from diffusers import DiffusionPipeline
 from torch.utils.data import Subset
 
 from .data import ImageData, load_images
+from .dequantization import DEQUANTIZATIONS
 from .figures import save_loss_profiles
 from .likelihood import variational_bound
+from .ode_likelihood import TRACES, ode_likelihood
 from .pixel_space import check_images, check_pixel_space
 from .vdm import VDM
 
 
 CONTINUOUS = "continuous"
+ESTIMATORS = ("vlb", "ode")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -58,12 +61,30 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--split", help="The split to evaluate. Default: validation or test.")
     parser.add_argument("--max_images", type=int, help="Only so many images, the first. Default: all.")
     parser.add_argument(
+        "--estimators", nargs="+", choices=ESTIMATORS, default=["vlb"], help="The variational bound, the likelihood by the ODE."
+    )
+    parser.add_argument(
         "--num_timesteps",
         type=_num_timesteps,
         nargs="+",
         default=[None],
         metavar="T",
         help=f"Numbers of steps of the bound, or '{CONTINUOUS}'. Default: {CONTINUOUS}.",
+    )
+    parser.add_argument(
+        "--dequantization",
+        choices=tuple(DEQUANTIZATIONS),
+        default="truncated_normal",
+        help="How the ODE's images are spread over their bins.",
+    )
+    parser.add_argument("--num_importance_samples", type=int, default=1, help="Draws of that noise for one value of the ODE.")
+    parser.add_argument("--trace", choices=TRACES, default="rademacher", help="The ODE's divergence: by a probe, or exact.")
+    parser.add_argument("--tolerance", type=float, default=1e-5, help="Of the ODE's solver.")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "float64"),
+        default="float32",
+        help="Of the denoiser. In float64 also the ODE's figure is the same for every batch size, to 1e-5 and better.",
     )
     parser.add_argument("--num_repeats", type=int, default=4, help="Times and noises an image.")
     parser.add_argument("--batch_size", type=int, default=128, help="Images a batch; the result does not depend on it.")
@@ -82,6 +103,7 @@ def evaluate(options: argparse.Namespace, processes: PartialState) -> dict:
     _check_options(options)
     pipeline = load_pipeline(options.pretrained_model_name_or_path)
     vdm = VDM.from_pipeline(pipeline).to(processes.device)
+    vdm = vdm.double() if options.dtype == "float64" else vdm
     data = load_data(options, vdm.num_levels)
     check_images(pipeline, data)
     images = data.validation
@@ -95,15 +117,22 @@ def evaluate(options: argparse.Namespace, processes: PartialState) -> dict:
         "processes": processes,
     }
     results = []
-    for vdm.num_timesteps in options.num_timesteps:
-        row = {"estimator": "vlb", "num_timesteps": vdm.num_timesteps}
-        results.append(row | asdict(variational_bound(vdm, images, description=_name(row), **shared)))
+    if "vlb" in options.estimators:
+        for vdm.num_timesteps in options.num_timesteps:
+            row = {"estimator": "vlb", "num_timesteps": vdm.num_timesteps}
+            results.append(row | asdict(variational_bound(vdm, images, description=_name(row), **shared)))
+    if "ode" in options.estimators:
+        names = ("dequantization", "num_importance_samples", "trace", "tolerance")
+        settings = {name: getattr(options, name) for name in names}
+        row = {"estimator": "ode"} | settings
+        results.append(row | asdict(ode_likelihood(vdm, images, description=_name(row), **shared, **settings)))
     return {
         "model": options.pretrained_model_name_or_path,
         "data": {"name": data.name, "split": options.split, "shape": list(data.shape), "num_levels": data.num_levels},
         "num_images": len(images),
         "num_repeats": options.num_repeats,
         "seed": options.seed,
+        "dtype": options.dtype,
         "versions": _versions(),
         "results": results,
     }
@@ -143,25 +172,31 @@ def load_data(options: argparse.Namespace, num_levels: int) -> ImageData:
 
 
 def _check_options(options: argparse.Namespace) -> None:
-    at_least_one = {"num_repeats": options.num_repeats, "batch_size": options.batch_size}
+    at_least_one = {name: getattr(options, name) for name in ("num_repeats", "batch_size", "num_importance_samples")}
     at_least_one |= {"num_timesteps": min(1 if steps is None else steps for steps in options.num_timesteps)}
     for name, value in at_least_one.items():
         if value < 1:
             raise ValueError(f"`--{name}` is {value}, but must be at least 1.")
     if options.max_images is not None and options.max_images < 2:
         raise ValueError(f"`--max_images` is {options.max_images}, but a standard error needs two images.")
+    if not options.tolerance > 0:
+        raise ValueError(f"`--tolerance` is {options.tolerance}, but must be positive.")
     for path in (options.output_path, options.figure_path):
         if path is not None and not path.absolute().parent.is_dir():
             raise ValueError(f"There is no folder {str(path.parent)!r} to write {path.name!r} into: make it first.")
 
 
 def _name(row: dict) -> str:
+    if row["estimator"] == "ode":
+        samples = f", K = {row['num_importance_samples']}" if row["num_importance_samples"] > 1 else ""
+        return f"ODE, {row['dequantization'].replace('_', ' ')}{samples}"
     return "VLB, " + ("continuous time" if row["num_timesteps"] is None else f"T = {row['num_timesteps']}")
 
 
 def table(result: dict) -> str:
     """The results in Markdown, in bits per dimension."""
     columns = ("images alone", "draws alone", "prior", "reconstruction", "diffusion", "variance")
+    notes = []
     keys = ("standard_error_images", "standard_error_draws", *columns[2:])
     lines = [
         f"{result['num_images']} images of {result['data']['name']}, {result['num_repeats']} repeats, seed {result['seed']};"
@@ -172,7 +207,11 @@ def table(result: dict) -> str:
     for row in result["results"]:
         cells = ("—" if row.get(key) is None else f"{row[key]:.4f}" for key in keys)
         lines.append(f"| {_name(row)} | {row['bits_per_dim']:.4f} ± {row['standard_error']:.4f} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        if row["estimator"] == "ode":
+            notes += [""]
+            number, largest = round(row["num_evaluations"]), row["max_evaluations"]
+            notes.append(f"The ODE took {number} evaluations of the denoiser an image and repeat, {largest} at most.")
+    return "\n".join(lines + notes)
 
 
 if __name__ == "__main__":

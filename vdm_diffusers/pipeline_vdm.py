@@ -1,8 +1,10 @@
-"""VDMPipeline: samples images from a denoiser and a scheduler, down to the decoder `p(v|z_0)`."""
+"""VDMPipeline: samples images from a denoiser and a scheduler, down to the decoder `p(v|z_0)`, and tells their likelihood."""
 
 import inspect
 from collections.abc import Callable, Sequence
 
+import numpy as np
+import PIL.Image
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
@@ -10,11 +12,16 @@ from torch import Tensor
 
 from . import gaussian
 from .autoencoders import decode
+from .data import image_to_tensor
+from .ode_likelihood import log_likelihood
+from .pixel_space import check_pixel_space
+from .probability_flow import integrate
 from .scheduling_vdm import VDMScheduler
-from .vdm import evaluating
+from .vdm import VDM, evaluating
 
 
 Generators = torch.Generator | list[torch.Generator] | None
+Images = PIL.Image.Image | list[PIL.Image.Image] | np.ndarray | Tensor
 
 
 class VDMPipeline(DiffusionPipeline):
@@ -123,6 +130,108 @@ class VDMPipeline(DiffusionPipeline):
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
+    def log_likelihood(
+        self,
+        images: Images,
+        class_labels: list[int] | Tensor | None = None,
+        dequantization: str = "truncated_normal",
+        num_importance_samples: int = 1,
+        trace: str = "rademacher",
+        tolerance: float = 1e-5,
+        generator: Generators = None,
+    ) -> Tensor:
+        r"""
+        The log-likelihood of images in nats, by the probability-flow ODE; see [`~ode_likelihood.log_likelihood`].
+
+        It is a random lower bound of `log P(image)` in expectation, one draw of dequantisation noise and one of the trace's
+        probe. Bits per dimension are `-nats / (C H W log 2)`. The variational bound is `VDM.from_pipeline(pipe)(images)`.
+
+        Args:
+            images (`list[PIL.Image.Image]`, `np.ndarray` or `torch.Tensor`):
+                PIL images, shown levels as `__call__` returns them: `v` at `255 v / (num_levels - 1)`. Or integers in
+                `[0, num_levels)`: an array `(B, H, W, C)` or a tensor `(B, C, H, W)`.
+            class_labels (`list[int]` or `torch.Tensor`, *optional*): One an image, if the denoiser is class-conditional.
+            dequantization (`str`, *optional*, defaults to `"truncated_normal"`): Or `"uniform"`.
+            num_importance_samples (`int`, *optional*, defaults to 1): More of them tighten the bound.
+            trace (`str`, *optional*, defaults to `"rademacher"`): Or `"gaussian"` or, for small images, `"exact"`.
+            tolerance (`float`, *optional*, defaults to 1e-5): Of the adaptive solver.
+            generator (`torch.Generator` or a list of them, one an image, *optional*): Of the draws, on the CPU.
+
+        Returns:
+            `torch.Tensor` of shape `(B,)`: nats, in float64.
+
+        Raises:
+            `TypeError` and `ValueError`: for images that are not integers, do not fit `num_levels` or have another shape.
+        """
+        levels, class_labels = self._levels(images), self._labels(class_labels)
+        options = (dequantization, num_importance_samples, trace, tolerance, generator)
+        nats = log_likelihood(self._vdm(), levels, class_labels, *options).nats
+        self.maybe_free_model_hooks()
+        return nats
+
+    def encode(self, images: Images, class_labels: list[int] | Tensor | None = None, tolerance: float = 1e-5) -> Tensor:
+        """Images, as [`~VDMPipeline.log_likelihood`] takes them, to latents `z_1` `(B, C, H, W)` in float32, by the ODE.
+
+        `decode` is its inverse. So is sampling from `latents` with `eta=0`, in the limit of many steps.
+        """
+        vdm = self._vdm()
+        x = vdm.scale(self._levels(images))
+        gamma_0, gamma_1 = vdm.noise_schedule.end_points()
+        flow = integrate(vdm, gaussian.alpha(gamma_0) * x, gamma_0, gamma_1, self._labels(class_labels), tolerance=tolerance)
+        self.maybe_free_model_hooks()
+        return flow.z.float()
+
+    def decode(
+        self,
+        latents: Tensor,
+        class_labels: list[int] | Tensor | None = None,
+        tolerance: float = 1e-5,
+        output_type: str = "pil",
+    ) -> list[PIL.Image.Image] | np.ndarray | Tensor:
+        """Latents `z_1` `(B, C, H, W)` to images by the ODE; `output_type` is `"pil"`, `"np"` or `"pt"` as in `__call__`."""
+        vdm = self._vdm()
+        gamma_0, gamma_1 = vdm.noise_schedule.end_points()
+        latents = latents.to(self._execution_device)
+        flow = integrate(vdm, latents, gamma_1, gamma_0, self._labels(class_labels), tolerance=tolerance)
+        self.maybe_free_model_hooks()
+        return self._show((flow.z / gaussian.alpha(gamma_0)).float(), output_type)
+
+    def _vdm(self) -> VDM:
+        """The model, with what is not the denoiser, which may be offloaded, where it is executed."""
+        check_pixel_space(self)
+        vdm = VDM.from_pipeline(self)
+        for module in (vdm.noise_schedule, vdm.timestep_map):
+            module.to(self._execution_device)
+        return vdm
+
+    def _labels(self, class_labels: list[int] | Tensor | None) -> Tensor | None:
+        return None if class_labels is None else torch.as_tensor(class_labels, device=self._execution_device).reshape(-1)
+
+    def _levels(self, images: Images) -> Tensor:
+        """Images as integers `(B, C, H, W)`."""
+        if isinstance(images, PIL.Image.Image):
+            images = [images]
+        if isinstance(images, list):
+            images = self._shown_levels(torch.stack([image_to_tensor(image) for image in images]))
+        elif isinstance(images, np.ndarray):
+            images = torch.from_numpy(images).permute(0, 3, 1, 2)
+        size = self.unet.config.sample_size
+        shape = (self.unet.config.in_channels, *((size, size) if isinstance(size, int) else size))
+        if tuple(images.shape[1:]) != shape:
+            raise ValueError(f"`images` have the shape {tuple(images.shape[1:])}, but this model's are {shape}.")
+        return images.to(self._execution_device)
+
+    def _shown_levels(self, shown: Tensor) -> Tensor:
+        """The levels of pictures, of which `_show` makes `255 v / (num_levels - 1)`."""
+        highest = self.config.num_levels - 1
+        levels = (shown.double() * highest / 255).round()
+        if shown.max() > 255 or ((levels * 255 / highest).round() != shown).any():
+            raise ValueError(
+                f"These PIL images have other levels than the {highest + 1} of this model, which are shown evenly spaced in"
+                " [0, 255]: give them as integers in [0, num_levels), without resizing or normalisation."
+            )
+        return levels.int()
+
     @property
     def num_timesteps(self) -> int:
         """Number of steps of the latest call."""
@@ -200,21 +309,25 @@ class VDMPipeline(DiffusionPipeline):
         raise ValueError("`guidance_scale` needs a class-conditional denoiser; leave it at 1 for this one.")
 
     def _decode(self, latents: Tensor, output_type: str):
-        """`argmax_v p(v|z_0)`: the level nearest to `z_0 / alpha_0`. A stock scheduler ends in `x`, where `alpha_0 = 1`.
-
-        Real-valued data have no levels and are shown as they are, clipped to [-1, 1]; latents are decoded.
-        """
+        """The images of `z_0`. A stock scheduler ends in `x`, where `alpha_0 = 1`."""
         if output_type == "latent":
             return latents
         if isinstance(self.scheduler, VDMScheduler):
             latents = latents / gaussian.alpha(self.scheduler.gamma_0)
+        return self._show(latents, output_type)
+
+    def _show(self, x: Tensor, output_type: str):
+        """`argmax_v p(v|z_0)`: the level nearest to `x = z_0 / alpha_0`.
+
+        Real-valued data have no levels and are shown as they are, clipped to [-1, 1]; latents are decoded.
+        """
         if self.vae is not None:
-            images = (decode(self.vae, latents) + 1) / 2
+            images = (decode(self.vae, x) + 1) / 2
         elif self.config.num_levels is None:
-            images = ((latents + 1) / 2).clamp(0, 1)
+            images = ((x + 1) / 2).clamp(0, 1)
         else:
             last = self.config.num_levels - 1
-            images = ((latents + 1) * ((last + 1) / 2) - 0.5).round().clamp(0, last) / last
+            images = ((x + 1) * ((last + 1) / 2) - 0.5).round().clamp(0, last) / last
         if output_type == "pt":
             return images
         images = images.cpu().permute(0, 2, 3, 1).float().numpy()

@@ -17,6 +17,11 @@ def check_pixel_space(pipeline: DiffusionPipeline) -> None:
             f"{name} diffuses the latents of its `{autoencoders[0]}`, so a likelihood of its denoiser would be one of latents,"
             " not of images: only pixel-space pipelines have bits per dimension."
         )
+    if pipeline.config.get("num_levels", 256) is None:
+        raise ValueError(
+            f"{name} is a model of real-valued data (`num_levels` is None), which have a density, not a probability: only"
+            " integer images have bits per dimension."
+        )
     if "scheduler" not in components:
         raise ValueError(f"{name} has no `scheduler` that says at which noise levels its denoiser works.")
     VDMScheduler.from_config(components["scheduler"].config)  # refuses what is no variance-preserving chain

@@ -1,0 +1,167 @@
+"""The likelihood of images under the probability-flow ODE."""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from accelerate import PartialState
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from .dequantization import DEQUANTIZATIONS
+from .estimates import Estimate
+from .noise_schedules import highest_precision
+from .per_image import for_each_image, generators
+from .probability_flow import exact, hutchinson, integrate
+from .vdm import LOG_2, VDM
+
+
+TRACES = ("rademacher", "gaussian", "exact")
+"""How the divergence is computed: estimated with a probe of signs or of normals (Hutchinson), or exactly."""
+
+
+class LogLikelihood(NamedTuple):
+    """Of each image.
+
+    Attributes:
+        nats (`Tensor` of shape `(B,)`): The estimate of `log P(v)`, float64.
+        num_evaluations (`Tensor` of shape `(B,)`): Of the denoiser, over all importance samples.
+    """
+
+    nats: Tensor
+    num_evaluations: Tensor
+
+
+def log_likelihood(
+    vdm: VDM,
+    images: Tensor,
+    class_labels: Tensor | None = None,
+    dequantization: str = "truncated_normal",
+    num_importance_samples: int = 1,
+    trace: str = "rademacher",
+    tolerance: float = 1e-5,
+    generator: torch.Generator | list[torch.Generator] | None = None,
+) -> LogLikelihood:
+    r"""
+    An estimate of the log-probability of integer images, `log P(v)`, `P(v) = ∫_bin p(z_0) dz_0`.
+
+    `p(z_0)` is the density that the flow carries the prior `N(0, I)` to, from `gamma(1)` to `gamma(0)`. One draw gives
+    `log p(z_0) - log q(z_0|v)`, whose expectation is a lower bound; K draws give the log of the mean of `p / q`,
+    `logsumexp_k(log p - log q) - log K`, a tighter one. With an estimated trace the noise of `log p` makes the latter rise for
+    no good reason, by about half the variance of that noise where K is large: it is a bound only with `trace="exact"`.
+
+    Args:
+        vdm ([`VDM`]): Of which the denoiser, the prediction type, the end points of the schedule and `num_levels` count.
+        images (`Tensor` of shape `(B, C, H, W)`): Integers in `[0, num_levels)`, of an integer dtype.
+        class_labels (`Tensor` of shape `(B,)`, *optional*): Passed on to the denoiser.
+        dequantization (`str`, defaults to `"truncated_normal"`): A key of `DEQUANTIZATIONS`.
+        num_importance_samples (`int`, defaults to 1): K, each with a trajectory and a probe of its own.
+        trace (`str`, defaults to `"rademacher"`): One of `TRACES`; with a probe, one for the whole trajectory.
+        tolerance (`float`, defaults to 1e-5): Of the solver, see [`~probability_flow.integrate`].
+        generator (`torch.Generator` or a list of them, one an image, *optional*): Of the draws, on the CPU.
+
+    Raises:
+        `ValueError`: for options that there are not.
+        `FloatingPointError`: when the denoiser's output is not finite.
+    """
+    _check_options(dequantization, num_importance_samples, trace)
+    x = vdm.scale(images)
+    x = x.to(highest_precision(x.device))
+    gamma_0, gamma_1 = (gamma.detach() for gamma in vdm.noise_schedule.end_points())
+    log_weights, num_evaluations = [], torch.zeros(len(x), dtype=torch.long)
+    for _ in range(num_importance_samples):
+        u = _draw(torch.rand, x, generator)
+        z_0, log_q = DEQUANTIZATIONS[dequantization](x, 1 / vdm.num_levels, gamma_0, u)
+        divergence = exact if trace == "exact" else hutchinson(_probe(trace, x, generator))
+        flow = integrate(vdm, z_0, gamma_0, gamma_1, class_labels, divergence, tolerance)
+        log_prior = -0.5 * (flow.z**2 + math.log(2 * math.pi)).flatten(1).sum(1)
+        log_weights.append(log_prior + flow.log_det - log_q)
+        num_evaluations += flow.num_evaluations.cpu()
+    nats = torch.logsumexp(torch.stack(log_weights), dim=0) - math.log(num_importance_samples)
+    return LogLikelihood(nats, num_evaluations)
+
+
+def _probe(trace: str, x: Tensor, generator: torch.Generator | list[torch.Generator] | None) -> Tensor:
+    if trace == "gaussian":
+        return _draw(torch.randn, x, generator)
+    return 2 * (_draw(torch.rand, x, generator) < 0.5).to(x.dtype) - 1
+
+
+def _draw(distribution, x: Tensor, generator: torch.Generator | list[torch.Generator] | None) -> Tensor:
+    """Float64 draws shaped as `x` and on its device, from the CPU: for a list of generators, image by image."""
+    if not isinstance(generator, list):
+        return distribution(x.shape, generator=generator, dtype=torch.float64).to(x)
+    return torch.stack([distribution(x.shape[1:], generator=source, dtype=torch.float64) for source in generator]).to(x)
+
+
+def _check_options(dequantization: str, num_importance_samples: int, trace: str) -> None:
+    for name, value, known in (("dequantization", dequantization, DEQUANTIZATIONS), ("trace", trace, TRACES)):
+        if value not in known:
+            raise ValueError(f"`{name}` is {value!r}, but must be one of {', '.join(map(repr, known))}.")
+    if num_importance_samples < 1:
+        raise ValueError(f"`num_importance_samples` is {num_importance_samples}, but must be at least 1.")
+
+
+@dataclass
+class ODELikelihood:
+    """The negative log-likelihood of a data set under the ODE, in bits per dimension.
+
+    Attributes:
+        bits_per_dim (`float`): Mean over the images and repeats.
+        standard_error, standard_error_images, standard_error_draws (`float`): Of that mean, as [`Estimate`] has them; draws are
+            those of dequantisation and probe.
+        variance (`float`): Of one value of one image.
+        num_evaluations (`float`): Of the denoiser, for an image and repeat, in the mean.
+        max_evaluations (`int`): The largest number of them.
+    """
+
+    bits_per_dim: float
+    standard_error: float
+    standard_error_images: float | None
+    standard_error_draws: float | None
+    variance: float
+    num_evaluations: float
+    max_evaluations: int
+
+
+def ode_likelihood(
+    vdm: VDM,
+    dataset: Dataset,
+    num_repeats: int = 1,
+    batch_size: int = 128,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    processes: PartialState | None = None,
+    description: str | None = None,
+    **options,
+) -> ODELikelihood:
+    """
+    [`log_likelihood`] of every image of a data set, `num_repeats` times; `options` are its.
+
+    An image's draws depend on `seed` and its index alone, and it is integrated with steps of its own: neither batches nor
+    processes matter. The other arguments are those of [`variational_bound`].
+    """
+
+    def bits(images: Tensor, class_labels: Tensor | None, indices: Tensor) -> Tensor:
+        """Bits per dimension and number of evaluations, `(B, R, 2)`."""
+        sources = generators(seed, indices)
+        scale = -1 / (images[0].numel() * LOG_2)
+        try:
+            repeats = [log_likelihood(vdm, images, class_labels, generator=sources, **options) for _ in range(num_repeats)]
+        except FloatingPointError as error:
+            raise FloatingPointError(f"{error} The batch begins with image {indices[0]} of the data set.") from error
+        return torch.stack([torch.stack([scale * nats.cpu(), number], dim=1) for nats, number in repeats], dim=1)
+
+    results = for_each_image(bits, dataset, batch_size, device, processes, description)
+    values, num_evaluations = results.transpose(0, 1).unbind(2)
+    total = Estimate.from_repeats(values)
+    return ODELikelihood(
+        bits_per_dim=total.mean,
+        standard_error=total.standard_error,
+        standard_error_images=total.standard_error_images,
+        standard_error_draws=total.standard_error_draws,
+        variance=total.variance,
+        num_evaluations=num_evaluations.mean().item(),
+        max_evaluations=int(num_evaluations.max()),
+    )
