@@ -1,6 +1,8 @@
 """The package's layers: what may import what, and what the root offers."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -61,3 +63,18 @@ def test_imports_run_downwards(depth):
 @pytest.mark.parametrize("name", vdm_diffusers.__all__)
 def test_public_names_exist_and_are_documented(name):
     assert getattr(vdm_diffusers, name).__doc__
+
+
+def test_type_checkers_see_the_public_names():
+    tree = ast.parse((PACKAGE / "__init__.py").read_text())
+    (block,) = [node for node in tree.body if isinstance(node, ast.If)]
+    seen = {(node.module, name.name) for node in block.body for name in node.names}
+    assert seen == {(module, name) for module, names in vdm_diffusers._import_structure.items() for name in names}
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    code = "import sys, vdm_diffusers; print(*sys.modules, sep='\\n')"
+    modules = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, check=True, capture_output=True, text=True)
+    loaded = set(modules.stdout.split())
+    assert "vdm_diffusers" in loaded
+    assert not loaded & {"transformers", "datasets", "matplotlib", "accelerate", "scipy", "vdm_diffusers.vdm"}

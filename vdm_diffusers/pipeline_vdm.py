@@ -39,6 +39,8 @@ class VDMPipeline(DiffusionPipeline):
         num_levels (`int`, *optional*, defaults to 256): Images are integers in `[0, num_levels)`; `None` for real-valued data.
     """
 
+    __module__ = __package__  # the name of the library in a `model_index.json`
+
     model_cpu_offload_seq = "unet->vae"
     _optional_components = ["vae"]
     _callback_tensor_inputs = ["latents"]

@@ -82,6 +82,8 @@ class VDMScheduler(SchedulerMixin, ConfigMixin):
             `from_config` for a configuration that has neither gammas nor a β-chain.
     """
 
+    __module__ = __package__  # the name of the library in a `model_index.json`
+
     _compatibles = [scheduler.name for scheduler in KarrasDiffusionSchedulers]
     order = 1
 

@@ -39,6 +39,8 @@ class VDMUNet2DModel(ModelMixin, ConfigMixin):
             Number of scalars appended to the time embedding; the official models have one, the augmentation flag.
     """
 
+    __module__ = __package__  # the name of the library in a `model_index.json`
+
     _supports_gradient_checkpointing = True
     _no_split_modules = ["ResnetBlock", "Attention"]
 
