@@ -30,7 +30,7 @@ LAYERS = (
     {"scheduling_vdm", "figures", "health", "streaming", "dequantization"},
     {"vdm", "pixel_space"},
     {"likelihood", "probability_flow", "training_config"},
-    {"ode_likelihood"},
+    {"ode_likelihood", "ddpm_bound"},
     {"pipeline_vdm"},
     {"resuming", "optimizers"},
     {"model_building", "training", "hub", "convert", "evaluate"},

@@ -20,7 +20,8 @@ from tiny_pipelines import build, unet
 from torch.utils.data import Subset
 
 from vdm_diffusers import VDM, LearnedMonotoneSchedule, VDMUNet2DModel, evaluate
-from vdm_diffusers.data import load_digits
+from vdm_diffusers.data import load_digits, load_images
+from vdm_diffusers.ddpm_bound import DDPM, ddpm_bound
 from vdm_diffusers.likelihood import variational_bound
 from vdm_diffusers.ode_likelihood import ode_likelihood
 
@@ -69,6 +70,21 @@ def test_ode_is_that_of_the_function(tmp_path, capsys):
     expected = asdict(ode_likelihood(vdm.double(), images, num_repeats=2, **settings))
     assert {name: row[name] for name in expected} == pytest.approx(expected, abs=1e-4)
     assert f"| ODE, uniform, K = 2 | {row['bits_per_dim']:.4f} ±" in capsys.readouterr().out
+
+
+def test_both_conventions_of_a_stock_pipeline(tmp_path, capsys):
+    pipeline = DDPMPipeline(unet(), DDPMScheduler(num_train_timesteps=20, beta_end=0.4, variance_type="fixed_large"))
+    pipeline.save_pretrained(tmp_path / "model")
+    data = folder_of(PIL.Image.effect_noise((8, 8), 60).convert("RGB"), tmp_path / "images")
+    flags = ["--data_dir", str(data), "--estimators", "vlb", "ddpm", "--num_timesteps", "19", "continuous"]
+    result = run(tmp_path / "model", tmp_path, *flags)
+    images = load_images(train_data_dir=str(data)).validation
+    expected = asdict(ddpm_bound(DDPM.from_pipeline(pipeline), images, num_repeats=4))
+    for name, value in expected.items():
+        assert result["results"][2][name] == pytest.approx(value), name
+    expected = asdict(variational_bound(VDM.from_pipeline(pipeline, num_timesteps=19), images, num_repeats=4))
+    assert result["results"][0]["bits_per_dim"] == pytest.approx(expected["bits_per_dim"])
+    assert "| DDPM's bound, fixed_large, clipped |" in capsys.readouterr().out
 
 
 @pytest.mark.slow

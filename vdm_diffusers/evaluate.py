@@ -8,7 +8,9 @@ accelerate launch -m vdm_diffusers.evaluate --pretrained_model_name_or_path goog
 import argparse
 import json
 import platform
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import diffusers
@@ -18,6 +20,7 @@ from diffusers import DiffusionPipeline
 from torch.utils.data import Subset
 
 from .data import ImageData, load_images
+from .ddpm_bound import DDPM, VARIANCE_TYPES, ddpm_bound
 from .dequantization import DEQUANTIZATIONS
 from .figures import save_loss_profiles
 from .likelihood import variational_bound
@@ -27,7 +30,7 @@ from .vdm import VDM
 
 
 CONTINUOUS = "continuous"
-ESTIMATORS = ("vlb", "ode")
+ESTIMATORS = ("vlb", "ode", "ddpm")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -61,7 +64,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--split", help="The split to evaluate. Default: validation or test.")
     parser.add_argument("--max_images", type=int, help="Only so many images, the first. Default: all.")
     parser.add_argument(
-        "--estimators", nargs="+", choices=ESTIMATORS, default=["vlb"], help="The variational bound, the likelihood by the ODE."
+        "--estimators",
+        nargs="+",
+        choices=ESTIMATORS,
+        default=["vlb"],
+        help="Variational bound, likelihood by the ODE, DDPM's bound.",
     )
     parser.add_argument(
         "--num_timesteps",
@@ -80,6 +87,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--num_importance_samples", type=int, default=1, help="Draws of that noise for one value of the ODE.")
     parser.add_argument("--trace", choices=TRACES, default="rademacher", help="The ODE's divergence: by a probe, or exact.")
     parser.add_argument("--tolerance", type=float, default=1e-5, help="Of the ODE's solver.")
+    parser.add_argument("--variance_type", choices=VARIANCE_TYPES, help="DDPM's. Default: that of the pipeline's scheduler.")
+    parser.add_argument(
+        "--clip_denoised",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="Clip DDPM's estimate of the image, as in published figures.",
+    )
+    parser.add_argument("--num_indices", type=int, help="Terms of DDPM's chain to draw for an image. Default: all.")
     parser.add_argument(
         "--dtype",
         choices=("float32", "float64"),
@@ -102,9 +117,9 @@ def evaluate(options: argparse.Namespace, processes: PartialState) -> dict:
     """All that was asked for, as it goes into the JSON; `ValueError` if the images are not what the model is one of."""
     _check_options(options)
     pipeline = load_pipeline(options.pretrained_model_name_or_path)
-    vdm = VDM.from_pipeline(pipeline).to(processes.device)
-    vdm = vdm.double() if options.dtype == "float64" else vdm
-    data = load_data(options, vdm.num_levels)
+    if options.dtype == "float64":
+        pipeline.unet.double()
+    data = load_data(options, pipeline.config.get("num_levels", 256))
     check_images(pipeline, data)
     images = data.validation
     if options.max_images is not None:
@@ -116,16 +131,6 @@ def evaluate(options: argparse.Namespace, processes: PartialState) -> dict:
         "device": processes.device,
         "processes": processes,
     }
-    results = []
-    if "vlb" in options.estimators:
-        for vdm.num_timesteps in options.num_timesteps:
-            row = {"estimator": "vlb", "num_timesteps": vdm.num_timesteps}
-            results.append(row | asdict(variational_bound(vdm, images, description=_name(row), **shared)))
-    if "ode" in options.estimators:
-        names = ("dequantization", "num_importance_samples", "trace", "tolerance")
-        settings = {name: getattr(options, name) for name in names}
-        row = {"estimator": "ode"} | settings
-        results.append(row | asdict(ode_likelihood(vdm, images, description=_name(row), **shared, **settings)))
     return {
         "model": options.pretrained_model_name_or_path,
         "data": {"name": data.name, "split": options.split, "shape": list(data.shape), "num_levels": data.num_levels},
@@ -134,8 +139,37 @@ def evaluate(options: argparse.Namespace, processes: PartialState) -> dict:
         "seed": options.seed,
         "dtype": options.dtype,
         "versions": _versions(),
-        "results": results,
+        "results": [
+            row | asdict(measure(images, description=_name(row), **shared))
+            for estimator in options.estimators
+            for row, measure in MEASUREMENTS[estimator](pipeline, options, processes.device)
+        ],
     }
+
+
+Measurements = Iterator[tuple[dict, Callable]]
+"""What says which measurement it is, and the function that makes it, but for the images and what all have in common."""
+
+
+def _bounds(pipeline: DiffusionPipeline, options: argparse.Namespace, device: torch.device) -> Measurements:
+    for num_timesteps in options.num_timesteps:
+        vdm = VDM.from_pipeline(pipeline, num_timesteps=num_timesteps).to(device)
+        yield {"estimator": "vlb", "num_timesteps": num_timesteps}, partial(variational_bound, vdm)
+
+
+def _ode(pipeline: DiffusionPipeline, options: argparse.Namespace, device: torch.device) -> Measurements:
+    settings = {name: getattr(options, name) for name in ("dequantization", "num_importance_samples", "trace", "tolerance")}
+    yield {"estimator": "ode"} | settings, partial(ode_likelihood, VDM.from_pipeline(pipeline).to(device), **settings)
+
+
+def _ddpm(pipeline: DiffusionPipeline, options: argparse.Namespace, device: torch.device) -> Measurements:
+    ddpm = DDPM.from_pipeline(pipeline, options.variance_type, options.clip_denoised).to(device)
+    settings = {"num_indices": options.num_indices}
+    row = {"estimator": "ddpm", "variance_type": ddpm.variance_type, "clip_denoised": ddpm.clip_denoised} | settings
+    yield row, partial(ddpm_bound, ddpm, **settings)
+
+
+MEASUREMENTS = {"vlb": _bounds, "ode": _ode, "ddpm": _ddpm}
 
 
 def _versions() -> dict[str, str]:
@@ -190,6 +224,8 @@ def _name(row: dict) -> str:
     if row["estimator"] == "ode":
         samples = f", K = {row['num_importance_samples']}" if row["num_importance_samples"] > 1 else ""
         return f"ODE, {row['dequantization'].replace('_', ' ')}{samples}"
+    if row["estimator"] == "ddpm":
+        return f"DDPM's bound, {row['variance_type']}" + (", clipped" if row["clip_denoised"] else "")
     return "VLB, " + ("continuous time" if row["num_timesteps"] is None else f"T = {row['num_timesteps']}")
 
 

@@ -338,10 +338,14 @@ class VDM(nn.Module):
     def denoise(
         self, z_t: Tensor, gamma_t: Tensor, class_labels: Tensor | None = None, conditioning: Tensor | None = None
     ) -> Tensor:
-        """The denoiser's output at `z_t` `(B, C, H, W)` of noise level `gamma_t` `(B,)`, in the dtype of `z_t`."""
+        """The denoiser's output at `z_t` `(B, C, H, W)` of noise level `gamma_t` `(B,)`, in the dtype of `z_t`.
+
+        The further channels of one that also learns variances, as in Improved DDPM, are left out: here they are the schedule's.
+        """
         kwargs = {} if conditioning is None else {"conditioning": conditioning}
         timestep = self.timestep_map(gamma_t)
-        return self.unet(z_t, timestep, class_labels=class_labels, return_dict=False, **kwargs)[0].to(z_t.dtype)
+        output = self.unet(z_t, timestep, class_labels=class_labels, return_dict=False, **kwargs)[0]
+        return output[:, : z_t.shape[1]].to(z_t.dtype)
 
     def to_scheduler(self) -> VDMScheduler:
         """A scheduler with the present state of the noise schedule."""
