@@ -15,12 +15,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import (
     DataLoaderConfiguration,
     GradientAccumulationPlugin,
@@ -28,19 +29,22 @@ from accelerate.utils import (
     broadcast_object_list,
     set_seed,
 )
+from PIL.Image import Image
 from transformers import HfArgumentParser
 
 from vdm_diffusers.checkpoints import CheckpointError, clear_the_way, find_checkpoint, read_manifest
 from vdm_diffusers.data import ImageData, load_images
 from vdm_diffusers.figures import save_forward_process, save_training_curve
-from vdm_diffusers.hub import create_repository, save_model_card, upload
-from vdm_diffusers.likelihood import histogram_bits_per_dim, variational_bound
+from vdm_diffusers.hub import Uploads, check_token, create_repository, save_model_card
+from vdm_diffusers.likelihood import VariationalBound, histogram_bits_per_dim, variational_bound
 from vdm_diffusers.model_building import build_vdm
+from vdm_diffusers.planning import check_disk_space, describe_plan, needs_of
 from vdm_diffusers.resuming import compare_runs, describe_run
 from vdm_diffusers.stopping import TrainingStopped
 from vdm_diffusers.streaming import load_image_stream
-from vdm_diffusers.training import Trainer, draw_samples, save_samples
+from vdm_diffusers.training import History, Trainer, draw_samples, save_samples
 from vdm_diffusers.training_config import DIGITS, TrainingConfig
+from vdm_diffusers.vdm import VDM
 
 
 CONFIG_NAME = "training_config.json"
@@ -58,49 +62,115 @@ def main() -> None:
         set_seed(config.seed)
         torch.set_float32_matmul_precision("high" if config.allow_tf32 else "highest")
         vdm = build_vdm(config, data)
+        on_main_process(accelerator, check_needs, config, data, vdm, accelerator)
+        if config.dry_run:
+            return
         set_seed(config.seed, device_specific=True)
         trainer = Trainer(accelerator, config, vdm, data, checkpoint)
-        repository = on_main_process(accelerator, create_repository, config) if config.push_to_hub else None
+        if config.push_to_hub:
+            config.hub_model_id = on_main_process(accelerator, create_repository, config)
         on_main_process(accelerator, prepare_output_dir, config, checkpoint)
         check_that_folder_is_shared(config)
+        uploads = Uploads(config) if config.push_to_hub else None
+        if uploads is not None and config.hub_strategy == "every_validation":
+            trainer.publish = partial(upload_in_background, uploads, config, data, vdm)
 
     accelerator.init_trackers(
         "train_vdm",
         {key: value for key, value in asdict(config).items() if is_plain(value)},
         {"tensorboard": {"purge_step": trainer.history.step + 1}},
     )
-    with exit_with_message(FloatingPointError, CheckpointError), timed(seconds, "training"):
+    silent = not accelerator.is_main_process  # for all processes see these errors
+    with exit_with_message(FloatingPointError, CheckpointError, silent=silent), timed(seconds, "training"):
         try:
             vdm = trainer.train()
         except TrainingStopped as stopped:
             accelerator.end_training()
             accelerator.print(f"train_vdm.py: {stopped}")
             return
-    accelerator.end_training()
     with timed(seconds, "sampling"):
         samples = draw_samples(accelerator, vdm, config)
+    with timed(seconds, "evaluation"):
+        bound = variational_bound(
+            VDM.from_pipeline(vdm.to_pipeline(), num_timesteps=config.num_timesteps),
+            data.validation,
+            config.final_validation_repeats,
+            seed=config.seed,
+            device=accelerator.device,
+            processes=PartialState(),
+        )
+    accelerator.end_training()
     if not accelerator.is_main_process:
         return
 
-    output_dir = Path(config.output_dir)
-    vdm.save_pretrained(output_dir)
-    with timed(seconds, "evaluation"):
-        bound = variational_bound(
-            vdm, data.validation, config.final_validation_repeats, seed=config.seed, device=accelerator.device
-        )
-        histogram = histogram_bits_per_dim(data.train, data.validation, data.num_levels)
-    save_samples(samples, output_dir / "samples.png")
-    example = data.validation[0]["images"][None]
-    save_forward_process(vdm.scale(example), vdm.noise_schedule, output_dir / "forward_process.png")
-    save_training_curve(trainer.history.training, trainer.history.validation, output_dir / "training_curve.png")
-
-    metrics = asdict(bound) | {"histogram_bits_per_dim": histogram, "seconds": seconds}
-    (output_dir / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-    save_model_card(config, data, metrics)
+    try:
+        metrics = finish(config, data, vdm, trainer.history, samples, bound, seconds)
+    except OSError as error:
+        raise SystemExit(
+            f"train_vdm.py: The model is trained, but {config.output_dir!r} lacks something: {error}. Make room, and finish it"
+            " by `--resume_from_checkpoint latest`."
+        ) from error
     report(config, data, metrics)
-    if repository is not None:
+    if uploads is not None:
         with exit_with_message(RuntimeError):
-            upload(config, repository)
+            uploads.finish()
+
+
+def finish(
+    config: TrainingConfig,
+    data: ImageData,
+    vdm: VDM,
+    history: History,
+    samples: list[Image],
+    bound: VariationalBound,
+    seconds: dict[str, float],
+) -> dict:
+    """Write the trained model, its pictures, what was measured, and its card; return the measurements."""
+    folder = Path(config.output_dir)
+    vdm.save_pretrained(folder)
+    histogram = histogram_bits_per_dim(data.train, data.validation, data.num_levels)
+    save_samples(samples, folder / "samples.png")
+    save_forward_process(vdm.scale(data.validation[0]["images"][None]), vdm.noise_schedule, folder / "forward_process.png")
+    save_training_curve(history.training, history.validation, folder / "training_curve.png")
+    metrics = measurements(asdict(bound), config.max_train_steps, len(data.validation), config.final_validation_repeats)
+    metrics |= {"histogram_bits_per_dim": histogram, "seconds": seconds}
+    describe_model(folder, config, data, vdm, metrics)
+    return metrics
+
+
+def check_needs(config: TrainingConfig, data: ImageData, vdm: VDM, accelerator: Accelerator) -> None:
+    """Refuse a run that the disk has no room for; of a dry run, print the plan."""
+    if config.dry_run:
+        if config.push_to_hub:
+            check_token(config)
+        print(describe_plan(config, data, vdm, accelerator.num_processes, accelerator.device))
+    check_disk_space(config, needs_of(config, vdm))
+
+
+def measurements(bound: dict, step: int, num_images: int, num_repeats: int) -> dict:
+    """What `metrics.json` says of a bound."""
+    return bound | {"step": step, "num_images": num_images, "num_repeats": num_repeats}
+
+
+def describe_model(folder: Path, config: TrainingConfig, data: ImageData, vdm: VDM, metrics: dict) -> None:
+    """Write what was measured, and the card made from it."""
+    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    save_model_card(folder, config, data, vdm, metrics)
+
+
+def upload_in_background(uploads: Uploads, config: TrainingConfig, data: ImageData, vdm: VDM, history: History) -> str | None:
+    """Upload the model as it is, with its last validation; return what there is to warn of."""
+    failure = uploads.failure()
+    folder = uploads.stage()
+    if folder is None:
+        return "the last upload is still under way: this one is left out."
+    record = history.validation[-1]
+    num_images = min(len(data.validation), config.max_validation_images or len(data.validation))
+    vdm.save_pretrained(folder)
+    shutil.copy(folder / "samples" / f"step-{record['step']}.png", folder / "samples.png")
+    describe_model(folder, config, data, vdm, measurements(record, record["step"], num_images, config.validation_repeats))
+    uploads.start(record["step"])
+    return None if failure is None else f"the last upload failed: {failure} This one takes it up."
 
 
 def parse_options(arguments: list[str]) -> TrainingConfig:
@@ -170,6 +240,9 @@ def check_output_dir(config: TrainingConfig) -> Path | None:
                 f"`--output_dir` {config.output_dir!r} holds another run: name another folder, go on with that run by"
                 " `--resume_from_checkpoint latest`, or replace it by `--overwrite_output_dir`."
             )
+    parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not os.access(parent, os.W_OK | os.X_OK) or not parent.is_dir():
+        raise ValueError(f"`--output_dir` {config.output_dir!r} can't be written: {str(parent)!r} is read-only.")
     return None
 
 
@@ -224,7 +297,7 @@ def report(config: TrainingConfig, data: ImageData, metrics: dict) -> None:
 
 
 def on_main_process(accelerator: Accelerator, function: Callable, *arguments: object) -> Any:
-    """What a function returns, or the `ValueError` that it raises, on the main process: on all of them."""
+    """What a function returns on the main process, on all of them; its `ValueError` ends them all, and that process says it."""
     result, message = None, None
     if accelerator.is_main_process:
         try:
@@ -233,17 +306,17 @@ def on_main_process(accelerator: Accelerator, function: Callable, *arguments: ob
             message = str(error)
     result, message = broadcast_object_list([result, message])
     if message is not None:
-        raise ValueError(message)
+        raise ValueError(message) if accelerator.is_main_process else SystemExit(1)
     return result
 
 
 @contextmanager
-def exit_with_message(*error_types: type[Exception]) -> Iterator[None]:
-    """End the program with the message of an error of these types instead of its traceback; one process of many says it."""
+def exit_with_message(*error_types: type[Exception], silent: bool = False) -> Iterator[None]:
+    """End the program with the message of an error of these types instead of its traceback, or with neither."""
     try:
         yield
     except error_types as error:
-        raise SystemExit(f"train_vdm.py: {error}" if int(os.environ.get("RANK", "0")) == 0 else 1) from error
+        raise SystemExit(1 if silent else f"train_vdm.py: {error}") from error
 
 
 @contextmanager

@@ -1,12 +1,16 @@
-"""Shared fixtures: a fixed seed for every test, the parametrised schedules and prediction types, a tiny training run."""
+"""Shared fixtures: a fixed seed for every test, the parametrised schedules and prediction types, a tiny training run, a Hub."""
 
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from cases import PREDICTION_TYPES, SCHEDULES
 from hypothesis import settings
+from loopback_hub import LoopbackHub
 
 import train_vdm
 from vdm_diffusers.noise_schedules import NoiseSchedule
@@ -61,3 +65,17 @@ def train(monkeypatch, tmp_path):
         train_vdm.main()
 
     return run
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path) -> Iterator[LoopbackHub]:
+    """This process, and those it starts, know this Hub alone, with an empty cache and no token."""
+    with LoopbackHub() as hub:
+        environment = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "*"}
+        for name, value in (environment | {"HF_HUB_OFFLINE": "0", "PYTHONPATH": str(Path(__file__).parents[1])}).items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        constants = {"ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": True, "HF_HUB_OFFLINE": False}
+        for name, value in (constants | {"HF_TOKEN_PATH": str(tmp_path / "home" / "token")}).items():
+            monkeypatch.setattr(huggingface_hub.constants, name, value)
+        yield hub

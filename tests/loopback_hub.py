@@ -51,12 +51,16 @@ class LoopbackHub:
         url (`str`): Its address, for `HF_ENDPOINT`.
         repositories (`dict[str, Repository]`): By their full names.
         refuse_uploads_after (`int`, *optional*): Large files that are taken before the rest is refused.
+        hold (`threading.Event`, *optional*): Large files are taken once it is set.
+        puts (`list[str]`): The hashes of the large files that were sent and taken, as they came.
     """
 
     def __init__(self):
         self.repositories: dict[str, Repository] = {}
         self.large_files: dict[str, bytes] = {}
         self.refuse_uploads_after: int | None = None
+        self.hold: threading.Event | None = None
+        self.puts: list[str] = []
         handler = type("Handler", (Handler,), {"hub": self})
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
@@ -163,12 +167,15 @@ class Handler(BaseHTTPRequestHandler):
         return {"transfer": "basic", "objects": objects}
 
     def put_large_file(self, sha256: str) -> None:
+        if self.hub.hold is not None:
+            self.hub.hold.wait(timeout=60)
         limit = self.hub.refuse_uploads_after
         if limit is not None and len(self.hub.large_files) >= limit:
             raise HubError(403, "QuotaExceeded")
         if hashlib.sha256(self.body).hexdigest() != sha256:
             raise HubError(400, "WrongChecksum")
         self.hub.large_files[sha256] = self.body
+        self.hub.puts.append(sha256)
         self.respond(200, b"")
 
     def commit(self, name: str, revision: str) -> dict:

@@ -79,6 +79,5 @@ def train_vdm_with(options: dict, prepare: Callable | None = None) -> None:
     if prepare is not None:
         prepare()
     options = TINY | options
-    flags = [part for name, value in options.items() for part in (f"--{name}", *str(value).split())]
-    sys.argv = ["train_vdm.py", *flags]
+    sys.argv = ["train_vdm.py", *(part for name, value in options.items() for part in (f"--{name}", *str(value).split()))]
     train_vdm.main()

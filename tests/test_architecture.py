@@ -33,6 +33,7 @@ LAYERS = (
     {"ode_likelihood", "ddpm_bound"},
     {"pipeline_vdm"},
     {"resuming", "optimizers"},
+    {"planning"},
     {"model_building", "training", "hub", "convert", "evaluate"},
 )
 """Lowest first. A module imports only from layers below its own."""

@@ -2,10 +2,13 @@
 
 import json
 import os
+import random
 import re
 import resource
 import shutil
 import signal
+import time
+from collections.abc import Callable
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -61,8 +64,8 @@ def assert_identical(value: object, expected: object, place: str = "") -> None:
         assert value == expected, place
 
 
-def assert_same_run(folder: Path, expected: Path) -> None:
-    assert_identical(state(folder / "checkpoint-12"), state(expected / "checkpoint-12"))
+def assert_same_run(folder: Path, expected: Path, last: str = "checkpoint-12") -> None:
+    assert_identical(state(folder / last), state(expected / last))
     metrics = [json.loads((path / "metrics.json").read_text()) for path in (folder, expected)]
     assert metrics[0] | {"seconds": 0} == metrics[1] | {"seconds": 0}
     assert (folder / "samples.png").read_bytes() == (expected / "samples.png").read_bytes()
@@ -133,12 +136,12 @@ def test_a_run_that_is_killed_anywhere_goes_on_bit_by_bit(whole, tmp_path):
     assert names == {"checkpoint-10", "checkpoint-12"}
 
 
-def send(number: int, step: int) -> None:
-    """In the middle of that step."""
+def send(number: int, step: int, process_index: int = 0) -> None:
+    """To one process, in the middle of that step."""
     times = Trainer._times
 
     def _times(self, micro_step):
-        if self.history.step == step:
+        if self.history.step == step and self.accelerator.process_index == process_index:
             os.kill(os.getpid(), number)
         return times(self, micro_step)
 
@@ -153,6 +156,48 @@ def test_a_signal_ends_a_run_within_a_step_with_a_checkpoint(whole, tmp_path):
         assert not (tmp_path / "out" / "metrics.json").exists()
     assert run(tmp_path / "out") == [0]
     assert_same_run(tmp_path / "out", whole)
+
+
+def test_two_processes_are_killed_and_stopped_and_go_on_bit_by_bit(tmp_path):
+    """The signal reaches one of them, and both stop at the same step."""
+    assert run(tmp_path / "whole", num_processes=2) == [0, 0], (tmp_path / "whole.log").read_text()
+    assert run(tmp_path / "out", kill_in_a_step, num_processes=2) == [-signal.SIGKILL] * 2
+    assert run(tmp_path / "out", partial(send, signal.SIGTERM, 6, process_index=1), num_processes=2) == [0, 0]
+    assert find_checkpoints(tmp_path / "out")[-1].name == "checkpoint-7"
+    assert run(tmp_path / "out", num_processes=2) == [0, 0]
+    assert_same_run(tmp_path / "out", tmp_path / "whole")
+    assert "random_states_1.pkl" in state(tmp_path / "out" / "checkpoint-12")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_ten_kills_at_random_moments(tmp_path, num_processes):
+    """Every other one while a checkpoint is written."""
+    options = LONG | {"max_train_steps": 100, "checkpointing_steps": 3, "validation_steps": 10, "output_dir": tmp_path / "out"}
+    whole = options | {"output_dir": tmp_path / "whole"}
+    log, moments, left = tmp_path / "log", random.Random(0), []
+    assert Ranks(train_vdm_with, whole, num_processes=num_processes, log=log).join() == [0] * num_processes, log.read_text()
+    for kill in range(10):
+        before = find_checkpoints(tmp_path / "out")
+        resume = {"resume_from_checkpoint": "latest"} if before else {}
+        ranks = Ranks(train_vdm_with, options | resume, num_processes=num_processes, log=log)
+        wait_until(lambda before=before: find_checkpoints(tmp_path / "out")[-1:] != before[-1:], ranks)
+        if kill % 2:
+            wait_until(lambda: any((tmp_path / "out").glob("partial-checkpoint-*")), ranks)
+        time.sleep(moments.uniform(0, 0.02 if kill % 2 else 1))
+        ranks.signal(signal.SIGKILL)
+        assert ranks.join() == [-signal.SIGKILL] * num_processes, log.read_text()
+        left.append(sorted(path.name for path in (tmp_path / "out").glob("*checkpoint-*")))
+    print(*left, sep="\n")
+    assert any(name.startswith("partial") for names in left for name in names)
+    assert run(tmp_path / "out", num_processes=num_processes, **options) == [0] * num_processes
+    assert_same_run(tmp_path / "out", tmp_path / "whole", "checkpoint-100")
+
+
+def wait_until(condition: Callable[[], bool], ranks: Ranks) -> None:
+    while not condition():
+        assert ranks.processes[0].is_alive(), ranks.log.read_text()
+        time.sleep(0.002)
 
 
 def truncate(checkpoint: Path) -> None:

@@ -1,33 +1,26 @@
 """From `train_vdm.py --push_to_hub` to `from_pretrained` by name, with the real client and a Hub on 127.0.0.1."""
 
+import json
 import os
+import re
 import shlex
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+import threading
 from pathlib import Path
 
-import huggingface_hub
 import pytest
 import torch
-from loopback_hub import TOKEN, LoopbackHub
+from conftest import TINY
+from huggingface_hub import ModelCard
+from loopback_hub import TOKEN
+from processes import Ranks, train_vdm_with
 
 from vdm_diffusers import VDM, VDMPipeline
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path) -> Iterator[LoopbackHub]:
-    """This process, and those it starts, know this Hub alone, with an empty cache and no token."""
-    with LoopbackHub() as hub:
-        environment = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "*"}
-        for name, value in (environment | {"HF_HUB_OFFLINE": "0", "PYTHONPATH": str(Path(__file__).parents[1])}).items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.delenv("HF_TOKEN", raising=False)
-        constants = {"ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": True, "HF_HUB_OFFLINE": False}
-        for name, value in (constants | {"HF_TOKEN_PATH": str(tmp_path / "home" / "token")}).items():
-            monkeypatch.setattr(huggingface_hub.constants, name, value)
-        yield hub
+from vdm_diffusers.evaluate import main as evaluate
+from vdm_diffusers.hub import Uploads
+from vdm_diffusers.training import Trainer
 
 
 def run(script: str, *arguments: str, **environment: str) -> str:
@@ -156,6 +149,7 @@ def test_an_upload_that_fails_half_way_leaves_the_model_and_says_how_to_retry(hu
     for path in ("model_index.json", "unet/diffusion_pytorch_model.safetensors", "noise_schedule/config.json", "README.md"):
         assert uploaded[path] == (tmp_path / "out" / path).read_bytes()
     assert not any(path.startswith("checkpoint-") for path in uploaded)
+    assert hub.puts.count(hub.puts[0]) == 1  # what it had taken was not sent again
 
 
 @pytest.mark.parametrize("token", [None, "hf_wrong"])
@@ -164,3 +158,75 @@ def test_a_missing_token_is_noticed_before_training(hub, train, tmp_path, token)
     with pytest.raises(SystemExit, match="`--push_to_hub` can't create 'out' on the Hub.*hf auth login"):
         train("--push_to_hub", **options)
     assert not (tmp_path / "out").exists() and not hub.repositories
+
+
+def test_two_processes_push_once_and_the_card_says_what_was_measured(hub, tmp_path, capsys):
+    options = TINY | {"output_dir": tmp_path / "out", "hub_model_id": "user/digits", "hub_token": TOKEN}
+    options |= {"push_to_hub": True, "report_to": "tensorboard", "hub_license": "cc0-1.0"}
+    ranks = Ranks(train_vdm_with, options, num_processes=2, log=tmp_path / "log")
+    assert ranks.join() == [0, 0], (tmp_path / "log").read_text()
+    repository = hub.repositories["user/digits"]
+    assert len(repository.commits) == 2  # its creation is the first
+    uploaded = repository.commits[repository.head]
+    for picture in ("samples.png", "noise_schedule.png", "forward_process.png", "samples/step-6.png"):
+        assert picture in uploaded
+    assert any(path.startswith("logs/") and "tfevents" in path for path in uploaded)
+    card, metrics = ModelCard(uploaded["README.md"].decode()), json.loads(uploaded["metrics.json"])
+    assert f"| variational bound | {metrics['bits_per_dim']:.4f} ± {metrics['standard_error']:.4f} |" in card.text
+    for term in ("prior", "reconstruction", "diffusion"):
+        assert f"| — {term} | {metrics[term]:.4f} |" in card.text
+    assert f"| one histogram for every pixel | {metrics['histogram_bits_per_dim']:.4f} |" in card.text
+    assert card.data.license == "cc0-1.0" and card.data.eval_results[0].metric_value == metrics["bits_per_dim"]
+    gamma_0, gamma_1 = VDM.from_pretrained(tmp_path / "out").noise_schedule.chain(1).tolist()
+    assert f"γ = −log SNR from {gamma_0:.4f} to {gamma_1:.4f}" in card.text and '"block_channels": 8' in card.text
+    assert TOKEN not in card.content
+
+    command = shlex.split(re.search("```shell\n(python.*)\n```", card.text)[1])
+    evaluate([str(tmp_path / "out") if part == "user/digits" else part for part in command[3:]])
+    assert f"{metrics['bits_per_dim']:.4f} ± {metrics['standard_error']:.4f}" in capsys.readouterr().out
+
+
+def test_the_python_blocks_of_a_card_run(train, tmp_path):
+    train(hub_model_id="user/digits")
+    names = {}
+    for block in re.findall("```python\n(.*?)```", (tmp_path / "out" / "README.md").read_text(), re.DOTALL):
+        block = block.replace("batch_size=16", "batch_size=2").replace("user/digits", str(tmp_path / "out"))
+        exec(compile(block, "README.md", "exec"), names)
+    assert len(names["images"]) == 2
+
+
+def test_uploads_go_on_while_training_does(hub, train, tmp_path, monkeypatch, capsys):
+    """The first one gets stuck until the last step; the next finds it so; the end waits for it and uploads the rest."""
+    hub.hold = threading.Event()
+    step = Trainer._optimizer_step
+
+    def release(self, batches):
+        step(self, batches)
+        if self.history.step == 6:
+            hub.hold.set()
+
+    monkeypatch.setattr(Trainer, "_optimizer_step", release)
+    train("--push_to_hub", hub_model_id="user/digits", hub_token=TOKEN, hub_strategy="every_validation", validation_steps=2)
+    assert "step 4: warning: the last upload is still under way: this one is left out." in capsys.readouterr().out
+    first, last = list(hub.repositories["user/digits"].commits.values())[1:]
+    assert json.loads(first["metrics.json"])["step"] == 2 and json.loads(last["metrics.json"])["step"] == 6
+    assert "after 2 of its steps" in first["README.md"].decode() and "of its steps" not in last["README.md"].decode()
+    for path in ("unet/diffusion_pytorch_model.safetensors", "samples.png"):
+        assert first[path] != last[path]
+    assert not (tmp_path / "out" / ".upload").exists() and not any(".upload" in path for path in last)
+
+
+def test_an_upload_that_breaks_off_while_training_is_taken_up(hub, train, tmp_path, monkeypatch, capsys):
+    hub.refuse_uploads_after = 1
+    stage = Uploads.stage
+
+    def relent(self):
+        if self.under_way is not None:
+            self.under_way.exception()
+            hub.refuse_uploads_after = None
+        return stage(self)
+
+    monkeypatch.setattr(Uploads, "stage", relent)
+    train("--push_to_hub", hub_model_id="user/digits", hub_token=TOKEN, hub_strategy="every_validation", validation_steps=2)
+    assert re.search("step 4: warning: the last upload failed: .* This one takes it up.", capsys.readouterr().out)
+    assert len(hub.repositories["user/digits"].commits) == 3

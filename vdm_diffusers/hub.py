@@ -1,61 +1,176 @@
-"""The Hub repository of a trained model: its card and its upload."""
+"""The Hub repository of a model in training: its card, made from what was measured, and its uploads."""
 
+import json
 import shlex
+import shutil
+from concurrent.futures import Future
+from dataclasses import asdict
 from pathlib import Path
 
 from diffusers.utils.hub_utils import populate_model_card
-from huggingface_hub import HfApi, ModelCard
+from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 
 from .checkpoints import ALL_NAMES
 from .data import ImageData
+from .resuming import FREE_OPTIONS
 from .training_config import TrainingConfig
+from .vdm import VDM
 
+
+STAGING = ".upload"
+NOT_UPLOADED = [ALL_NAMES, f"{STAGING}/**"]
+TASK = "unconditional-image-generation"
 
 CARD = """---
-license: apache-2.0
-library_name: diffusers
+{metadata}
 ---
 
 # {title}
 
 A [variational diffusion model](https://arxiv.org/abs/2107.00630) of {data}, {channels}×{height}×{width} with {levels} levels,
-trained with vdm_diffusers.
+trained with vdm_diffusers{progress}.
 
 | bits per dimension of {num_images} held-out images | |
 | --- | --- |
-| variational bound | {bits_per_dim:.4f} ± {standard_error:.4f} |
-| — prior | {prior:.4f} |
-| — reconstruction | {reconstruction:.4f} |
-| — diffusion | {diffusion:.4f} |
-| one histogram for every pixel | {histogram_bits_per_dim:.4f} |
+{figures}
 
-The bound is an estimate over every held-out image, {repeats} times each, by the moving average of the weights, ± its standard
-error. `train_vdm.py` measured it; its options are in `training_config.json`.
+The bound is an estimate by the moving average of the weights, ± its standard error, over every one of these images
+{num_repeats} times. It is printed by
+
+```shell
+{evaluate}
+```
+
+![samples](samples.png)
+
+{num_samples} samples in {num_inference_steps} steps, from the seed {seed}.
+
+## Use
 
 ```python
 from vdm_diffusers import VDMPipeline
 
 pipe = VDMPipeline.from_pretrained("{repository}")
-images = pipe(batch_size=16, num_inference_steps=250).images
+images = pipe(batch_size=16, num_inference_steps={num_inference_steps}).images
 ```
 
-![samples](samples.png)
+Other samplers of diffusers take its place:
+
+```python
+from diffusers import DPMSolverMultistepScheduler
+
+pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
+images = pipe(batch_size=16, num_inference_steps=20).images
+```
+
+`VDM.from_pretrained("{repository}")` of vdm_diffusers is the model with its noise schedule, to train on.
+
+## The noise schedule
+
+{schedule}, γ = −log SNR from {gamma_0:.4f} to {gamma_1:.4f}:
+
 ![noise schedule](noise_schedule.png)
+
+## Training
+
+{step} steps by `accelerate launch train_vdm.py training_config.json`; of the options that matter to the weights, these
+are not defaults:
+
+```json
+{options}
+```
 """
 
 
-def save_model_card(config: TrainingConfig, data: ImageData, metrics: dict) -> None:
-    """Write `README.md` into the output folder, made from what was measured."""
-    name = Path(config.output_dir).name
+def save_model_card(folder: Path, config: TrainingConfig, data: ImageData, vdm: VDM, metrics: dict) -> None:
+    """Write `README.md`, made from what was measured.
+
+    Args:
+        metrics (`dict`): The fields of a [`VariationalBound`], `step`, `num_images` and `num_repeats`; at the end of training
+            `histogram_bits_per_dim` too.
+    """
+    name = config.hub_model_id or Path(config.output_dir).name
     channels, height, width = data.shape
-    figures = {key: value for key, value in metrics.items() if isinstance(value, float)}
+    gamma_0, gamma_1 = vdm.noise_schedule.chain(1).tolist()
     content = CARD.format(
-        title=name, data=data.name, channels=channels, height=height, width=width, levels=data.num_levels,
-        num_images=len(data.validation), repeats=config.final_validation_repeats,
-        repository=config.hub_model_id or name, **figures,
-    )  # fmt: skip
-    card = populate_model_card(ModelCard(content), ["variational-diffusion-model", "unconditional-image-generation"])
-    card.save(Path(config.output_dir, "README.md"))
+        metadata=_metadata(name, config, data, metrics),
+        title=Path(name).name,
+        data=data.name,
+        channels=channels,
+        height=height,
+        width=width,
+        levels=data.num_levels,
+        progress="" if metrics["step"] == config.max_train_steps else f", after {metrics['step']} of its steps",
+        figures=_figures(metrics),
+        evaluate=shlex.join(evaluation_command(name, config, metrics)),
+        repository=name,
+        schedule=type(vdm.noise_schedule).__name__,
+        gamma_0=gamma_0,
+        gamma_1=gamma_1,
+        options=json.dumps(_options_given(config), indent=2),
+        **{key: metrics[key] for key in ("num_images", "num_repeats", "step")},
+        **{key: getattr(config, key) for key in ("num_samples", "num_inference_steps", "seed")},
+    )
+    populate_model_card(ModelCard(content), ["variational-diffusion-model", TASK]).save(folder / "README.md")
+
+
+def evaluation_command(model: str, config: TrainingConfig, metrics: dict) -> list[str]:
+    """What prints the figures of the card."""
+    options = {
+        "pretrained_model_name_or_path": model,
+        "dataset_name": config.dataset_name,
+        "data_dir": config.train_data_dir,
+        "image_column": config.image_column,
+        "label_column": config.label_column,
+        "split": config.validation_split,
+        "num_timesteps": config.num_timesteps,
+        "num_repeats": metrics["num_repeats"],
+        "seed": config.seed,
+    }
+    flags = [part for name, value in options.items() if value is not None for part in (f"--{name}", str(value))]
+    return ["python", "-m", "vdm_diffusers.evaluate", *flags]
+
+
+def _metadata(name: str, config: TrainingConfig, data: ImageData, metrics: dict) -> str:
+    result = EvalResult(
+        task_type=TASK,
+        dataset_type=config.dataset_name or data.name,
+        dataset_name=data.name,
+        metric_type="bits_per_dim",
+        metric_name="variational bound, bits per dimension",
+        metric_value=metrics["bits_per_dim"],
+    )
+    card_data = ModelCardData(
+        license=config.hub_license,
+        library_name="diffusers",
+        datasets=None if config.dataset_name is None else [config.dataset_name],
+        model_name=Path(name).name,
+        eval_results=[result],
+    )
+    return card_data.to_yaml()
+
+
+def _figures(metrics: dict) -> str:
+    rows = [f"| variational bound | {metrics['bits_per_dim']:.4f} ± {metrics['standard_error']:.4f} |"]
+    rows += [f"| — {term} | {metrics[term]:.4f} |" for term in ("prior", "reconstruction", "diffusion")]
+    if "histogram_bits_per_dim" in metrics:
+        rows.append(f"| one histogram for every pixel | {metrics['histogram_bits_per_dim']:.4f} |")
+    return "\n".join(rows)
+
+
+def _options_given(config: TrainingConfig) -> dict:
+    """The options that the weights depend on, where they are not defaults."""
+    defaults = asdict(TrainingConfig())
+    options = asdict(config).items()
+    return {name: value for name, value in options if name not in FREE_OPTIONS and value != defaults[name]}
+
+
+def check_token(config: TrainingConfig) -> str:
+    """The name of the user who would upload; `ValueError` without one."""
+    try:
+        return HfApi(token=config.hub_token).whoami()["name"]
+    except Exception as error:
+        raise ValueError(f"`--push_to_hub` finds no one to upload for: {_reason(error)} {LOG_IN}") from error
 
 
 def create_repository(config: TrainingConfig) -> str:
@@ -64,24 +179,63 @@ def create_repository(config: TrainingConfig) -> str:
     try:
         return HfApi(token=config.hub_token).create_repo(name, private=config.hub_private_repo, exist_ok=True).repo_id
     except Exception as error:
-        raise ValueError(
-            f"`--push_to_hub` can't create {name!r} on the Hub: {str(error).splitlines()[0]} Log in with `hf auth login` or"
-            " give `--hub_token`."
-        ) from error
+        raise ValueError(f"`--push_to_hub` can't create {name!r} on the Hub: {_reason(error)} {LOG_IN}") from error
 
 
-def upload(config: TrainingConfig, repository: str) -> None:
-    """Upload the output folder without its checkpoints; `RuntimeError` that says how to retry if that fails."""
-    try:
-        HfApi(token=config.hub_token).upload_folder(
-            repo_id=repository,
-            folder_path=config.output_dir,
-            commit_message=f"Train for {config.max_train_steps} steps",
-            ignore_patterns=[ALL_NAMES],
+LOG_IN = "Log in with `hf auth login` or give `--hub_token`."
+
+
+class Uploads:
+    """
+    The uploads of a run to its repository: in the background while it trains, and of the output folder at the end.
+
+    What the Hub has of large files it doesn't take again, so that one that broke off is taken up by the next.
+    """
+
+    def __init__(self, config: TrainingConfig):
+        self.config, self.repository = config, config.hub_model_id
+        self.api = HfApi(token=config.hub_token)
+        self.folder = Path(config.output_dir)
+        self.staging = self.folder / STAGING
+        self.under_way: Future | None = None
+
+    def stage(self) -> Path | None:
+        """A copy of the output folder without checkpoints, to complete and [`start`] with; `None` while one is under way."""
+        if self.under_way is not None and not self.under_way.done():
+            return None
+        shutil.rmtree(self.staging, ignore_errors=True)
+        return shutil.copytree(self.folder, self.staging, ignore=shutil.ignore_patterns("*checkpoint-*", STAGING))
+
+    def start(self, step: int) -> None:
+        """Upload what has been staged, in the background."""
+        self.under_way = self._upload(self.staging, f"After {step} steps", run_as_future=True)
+
+    def failure(self) -> str | None:
+        """Why the last upload failed, if it did."""
+        if self.under_way is None or not self.under_way.done() or self.under_way.exception() is None:
+            return None
+        return _reason(self.under_way.exception())
+
+    def finish(self) -> None:
+        """Upload the output folder; `RuntimeError` that says how to retry it if that fails."""
+        if self.under_way is not None:
+            self.under_way.exception()  # waits for it
+        shutil.rmtree(self.staging, ignore_errors=True)
+        try:
+            self._upload(self.folder, f"Train for {self.config.max_train_steps} steps")
+        except Exception as error:
+            exclude = [part for pattern in NOT_UPLOADED for part in ("--exclude", pattern)]
+            command = shlex.join(["hf", "upload", self.repository, self.config.output_dir, ".", *exclude])
+            raise RuntimeError(
+                f"The upload to {self.repository!r} failed: {_reason(error)} Everything is in {self.config.output_dir!r};"
+                f" upload it by `{command}`."
+            ) from error
+
+    def _upload(self, folder: Path, message: str, **kwargs):
+        return self.api.upload_folder(
+            repo_id=self.repository, folder_path=folder, commit_message=message, ignore_patterns=NOT_UPLOADED, **kwargs
         )
-    except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        command = shlex.join(["hf", "upload", repository, config.output_dir, ".", "--exclude", ALL_NAMES])
-        raise RuntimeError(
-            f"The upload to {repository!r} failed: {reason} Everything is in {config.output_dir!r}; upload it by `{command}`."
-        ) from error
+
+
+def _reason(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -71,6 +71,8 @@ def _spread(split: Dataset, num_images: int) -> Iterator[Tensor]:
 
 def _differences(then: dict, now: dict) -> Iterator[str]:
     free = FREE_OPTIONS | set(LAYOUT)
+    if now["options"]["streaming"]:
+        free = free - {"dataloader_num_workers"}  # each has its own place in the stream
     if now["options"]["lr_scheduler"] in UNBENDING_SCHEDULERS:
         free = free | {"max_train_steps"}
     for name, value in now["options"].items():

@@ -2,7 +2,7 @@
 
 import math
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import count, islice
@@ -10,8 +10,8 @@ from pathlib import Path
 
 import PIL.Image
 import torch
-from accelerate import Accelerator, skip_first_batches
-from accelerate.utils import broadcast_object_list, gather_object, set_seed
+from accelerate import Accelerator, PartialState, skip_first_batches
+from accelerate.utils import gather_object, set_seed
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor
@@ -25,7 +25,8 @@ from .figures import save_image_grid, save_noise_schedule
 from .health import check_schedule, drifted_end_points, first_not_finite
 from .likelihood import VariationalBound, variational_bound
 from .optimizers import build_optimizer
-from .resuming import describe_run, images_a_step
+from .planning import steps_an_epoch
+from .resuming import describe_run
 from .stopping import StopSignals, TrainingStopped
 from .streaming import ImageStream, StreamLoader
 from .training_config import TrainingConfig
@@ -60,6 +61,8 @@ class Trainer:
 
     Args:
         checkpoint (`Path`, *optional*): A verified checkpoint, to go on from.
+        publish (`Callable`, *optional*): Called on the main process after every validation but the first and the last, with the
+            history, while the model has the moving average of its weights; it returns what there is to warn of.
 
     Raises:
         `ValueError`: if there are fewer images than a step takes, or if the checkpoint is one of another model.
@@ -70,9 +73,15 @@ class Trainer:
     """
 
     def __init__(
-        self, accelerator: Accelerator, config: TrainingConfig, vdm: VDM, data: ImageData, checkpoint: Path | None = None
+        self,
+        accelerator: Accelerator,
+        config: TrainingConfig,
+        vdm: VDM,
+        data: ImageData,
+        checkpoint: Path | None = None,
+        publish: Callable[[History], str | None] | None = None,
     ):
-        self.accelerator, self.config, self.vdm, self.data = accelerator, config, vdm, data
+        self.accelerator, self.config, self.vdm, self.data, self.publish = accelerator, config, vdm, data, publish
         self.output_dir = Path(config.output_dir)
         self.run = describe_run(config, data, accelerator.num_processes)
         optimizer = build_optimizer(config, vdm)
@@ -139,7 +148,7 @@ class Trainer:
         size, num_workers = self.config.train_batch_size, self.config.dataloader_num_workers
         if isinstance(self.data.train, ImageStream):
             return StreamLoader(self.accelerator, self.data.train, size, num_workers)
-        self.steps_an_epoch = self._count_steps_an_epoch()
+        self.steps_an_epoch = steps_an_epoch(self.run, self.data)
         return DataLoader(
             self.data.train,
             size,
@@ -148,16 +157,6 @@ class Trainer:
             num_workers=num_workers,
             generator=torch.Generator(),  # an iterator draws a seed, which must not come from the global generator
         )
-
-    def _count_steps_an_epoch(self) -> int:
-        needed = images_a_step(self.run)
-        if len(self.data.train) < needed:
-            raise ValueError(
-                f"`--train_batch_size` {self.config.train_batch_size} on {self.accelerator.num_processes} processes, times"
-                f" `--gradient_accumulation_steps` {self.config.gradient_accumulation_steps}, takes {needed} images a step, but"
-                f" {self.data.name!r} has {len(self.data.train)}: lower it."
-            )
-        return len(self.data.train) // needed
 
     def _batches(self) -> Iterator[dict[str, Tensor]]:
         """Batches from where the run stands, epoch after epoch of whole steps, each in its own order."""
@@ -253,34 +252,39 @@ class Trainer:
             images = Subset(images, range(min(len(images), self.config.max_validation_images)))
         with self._averaged_weights():
             bound = self._bound(images)
+            self.history.validation.append({"step": self.history.step} | asdict(bound))
             gammas = self.vdm.noise_schedule.chain(100).tolist()
+            self.history.schedules.append({"step": self.history.step, "gammas": gammas})
             samples = draw_samples(self.accelerator, self.vdm, self.config) if self.history.step else []
-        record = {name: value for name, value in asdict(bound).items() if isinstance(value, float)}
-        self.history.validation.append({"step": self.history.step} | record)
-        self.history.schedules.append({"step": self.history.step, "gammas": gammas})
-        self._write(f"{bound.bits_per_dim:.4f} ± {bound.standard_error:.4f} bits/dim on {len(images)} held-out images")
-        if self.accelerator.is_main_process:
-            with self._going_on_without("the log and the pictures"):
-                self.accelerator.log({f"validation/{name}": value for name, value in record.items()}, self.history.step)
-                save_noise_schedule(self.history.schedules, self.output_dir / "noise_schedule.png")
-                if samples:
-                    (self.output_dir / "samples").mkdir(exist_ok=True)
-                    save_samples(samples, self.output_dir / "samples" / f"step-{self.history.step}.png")
+            self._write(f"{bound.bits_per_dim:.4f} ± {bound.standard_error:.4f} bits/dim on {len(images)} held-out images")
+            if self.accelerator.is_main_process:
+                self._show(samples)
         self.accelerator.wait_for_everyone()
 
+    def _show(self, samples: list[PIL.Image.Image]) -> None:
+        """Log and draw the last validation, and publish it."""
+        step, record = self.history.step, self.history.validation[-1]
+        with self._going_on_without("the log and the pictures"):
+            self.accelerator.log({f"validation/{name}": value for name, value in record.items() if type(value) is float}, step)
+            save_noise_schedule(self.history.schedules, self.output_dir / "noise_schedule.png")
+            if samples:
+                (self.output_dir / "samples").mkdir(exist_ok=True)
+                save_samples(samples, self.output_dir / "samples" / f"step-{step}.png")
+            publish = self.publish if 0 < step < self.config.max_train_steps else None
+            if publish is not None and (warning := publish(self.history)):
+                self._warn(warning)
+
     def _bound(self, images: Dataset) -> VariationalBound:
-        """The bound on held-out images, on the main process, for all of them."""
-        bound = None
-        if self.accelerator.is_main_process:
-            bound = variational_bound(
-                self.vdm,
-                images,
-                self.config.validation_repeats,
-                self.config.train_batch_size,
-                self.config.seed,
-                self.accelerator.device,
-            )
-        return broadcast_object_list([bound])[0]
+        """The bound on held-out images, which the processes share."""
+        return variational_bound(
+            self.vdm,
+            images,
+            self.config.validation_repeats,
+            self.config.train_batch_size,
+            self.config.seed,
+            self.accelerator.device,
+            PartialState(),
+        )
 
     @contextmanager
     def _averaged_weights(self) -> Iterator[None]:

@@ -105,7 +105,12 @@ class TrainingConfig:
     num_samples: int = option(64, "Images in a sample grid.")
     num_inference_steps: int = option(250, "Sampling steps of a grid.")
     report_to: str = option("tensorboard", "Tracker, by its name in Accelerate, 'all' or 'none'.")
-    push_to_hub: bool = option(False, "Upload the finished pipeline.")
+    dry_run: bool = option(False, "Check everything, print the plan and what it needs, and exit without writing anything.")
+    push_to_hub: bool = option(False, "Upload the pipeline, its card, pictures and logs.")
+    hub_strategy: Literal["end", "every_validation"] = option(
+        "end", "When to upload: once trained, or in the background after every validation too."
+    )
+    hub_license: str = option("apache-2.0", "Licence of the model, by its identifier on the Hub.")
     hub_model_id: str | None = option(None, "Repository to upload to. Default: the name of output_dir.")
     hub_private_repo: bool = option(False, "Create it as a private one.")
     hub_token: str | None = option(None, "Access token. Default: the one that you are logged in with.")

@@ -1,0 +1,166 @@
+"""The same model whatever the number of processes and batches that the images of a step come from."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY
+from processes import Ranks
+
+import train_vdm
+from vdm_diffusers import VDM, LearnedMonotoneSchedule
+from vdm_diffusers.data import load_digits
+from vdm_diffusers.model_building import build_vdm
+from vdm_diffusers.training import Trainer
+from vdm_diffusers.training_config import TrainingConfig
+
+
+STEPS = 20
+
+
+class GivenDraws(VDM):
+    """Times and noise of an image are functions of the image, whichever process it comes to."""
+
+    def forward(self, images, class_labels=None, times=None):
+        generators = [torch.Generator().manual_seed(_hash(image)) for image in images]
+        times = torch.stack([torch.rand((), generator=generator, dtype=torch.float64) for generator in generators])
+        noise = torch.stack([torch.randn(2, *images.shape[1:], generator=g, dtype=torch.float64) for g in generators], dim=1)
+        return super().forward(images, class_labels, times, noise)
+
+
+class RecordedDraws(VDM):
+    """Keeps what it is given and draws itself."""
+
+    def forward(self, images, class_labels=None, times=None):
+        self.times, self.noise = times, torch.randn(2, *images.shape, generator=torch.default_generator)
+        return super().forward(images, class_labels, times, self.noise)
+
+
+def _hash(image: torch.Tensor) -> int:
+    return int.from_bytes(hashlib.sha256(image.numpy().tobytes()).digest()[:6])
+
+
+def _options(folder: Path, **options) -> dict:
+    fixed = {
+        "output_dir": str(folder),
+        "dropout": 0.0,
+        "max_train_steps": STEPS,
+        "lr_scheduler": "cosine",
+        "lr_warmup_steps": 5,
+    }
+    never = dict.fromkeys(("logging_steps", "validation_steps", "checkpointing_steps"), 10**6)
+    return TINY | fixed | never | {"learning_rate": 1e-3, "schedule_learning_rate": 1e-2, "gamma_min": -8.0} | options
+
+
+def _trainer(kind: type[VDM], options: dict, dtype: torch.dtype = torch.float32) -> Trainer:
+    config = TrainingConfig(**options)
+    accelerator = train_vdm.build_accelerator(config)
+    torch.manual_seed(0)
+    data = load_digits()
+    vdm = build_vdm(config, data).to(dtype)
+    vdm.__class__ = kind
+    train_vdm.set_seed(0, device_specific=True)
+    return Trainer(accelerator, config, vdm, data)
+
+
+def train_with_given_draws(folder: Path, batch_size: int, accumulation: int) -> None:
+    """Leaves parameters, moving average and learning rate of every process.
+
+    In float64, so that parameters without effect, such as the bias of an attention's keys, are not rounding errors alone.
+    """
+    options = _options(folder, train_batch_size=batch_size, gradient_accumulation_steps=accumulation)
+    trainer = _trainer(GivenDraws, options, torch.float64)
+    batches = trainer._batches()
+    for _ in range(STEPS):
+        trainer._optimizer_step(batches)
+    names = [name for name, _ in trainer.vdm.named_parameters()]
+    result = {"parameters": trainer.vdm.state_dict(), "average": dict(zip(names, trainer.ema.shadow_params))}
+    result["learning_rate"] = trainer.lr_scheduler.get_last_lr()
+    torch.save(result, folder.parent / f"{folder.name}-{trainer.accelerator.process_index}.pt")
+
+
+def train_with_own_draws(folder: Path) -> None:
+    """Leaves the times and noise of one step of every process."""
+    trainer = _trainer(RecordedDraws, _options(folder, train_batch_size=16))
+    trainer._optimizer_step(trainer._batches())
+    draws = {"times": trainer.vdm.times, "noise": trainer.vdm.noise}
+    torch.save(draws, folder.parent / f"draws-{trainer.accelerator.process_index}.pt")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("distributed")
+
+
+@pytest.fixture(scope="module")
+def alone(folder) -> dict:
+    """One process, one batch of 32."""
+    ranks = Ranks(train_with_given_draws, folder / "alone", 32, 1, log=folder / "log")
+    assert ranks.join() == [0], (folder / "log").read_text()
+    return torch.load(folder / "alone-0.pt")
+
+
+@pytest.mark.parametrize(("num_processes", "batch_size", "accumulation"), [(2, 16, 1), (1, 16, 2), (2, 8, 2)])
+def test_processes_and_batches_add_up_to_the_same_model(folder, alone, num_processes, batch_size, accumulation):
+    name = f"{num_processes}x{batch_size}x{accumulation}"
+    ranks = Ranks(
+        train_with_given_draws, folder / name, batch_size, accumulation, num_processes=num_processes, log=folder / "log"
+    )
+    assert ranks.join() == [0] * num_processes, (folder / "log").read_text()
+    before = LearnedMonotoneSchedule(-8.0, 5.0).state_dict()
+    for rank in range(num_processes):
+        result = torch.load(folder / f"{name}-{rank}.pt")
+        assert result["learning_rate"] == alone["learning_rate"]
+        for kind in ("parameters", "average"):
+            assert result[kind].keys() == alone[kind].keys()
+            for key, expected in alone[kind].items():
+                torch.testing.assert_close(result[kind][key], expected, rtol=1e-5, atol=1e-9, msg=f"{kind}/{key}")
+        for key, value in before.items():
+            assert not torch.equal(result["parameters"][f"noise_schedule.{key}"], value)
+
+
+def test_two_processes_share_stratified_times_and_draw_noises_of_their_own(folder):
+    ranks = Ranks(train_with_own_draws, folder / "own", num_processes=2, log=folder / "log")
+    assert ranks.join() == [0, 0], (folder / "log").read_text()
+    first, second = (torch.load(folder / f"draws-{rank}.pt") for rank in range(2))
+    for draws in (first, second):
+        assert sorted((draws["times"] * 16).floor().int().tolist()) == list(range(16))
+    assert sorted((torch.cat([first["times"], second["times"]]) * 32).floor().int().tolist()) == list(range(32))
+    assert not torch.isclose(first["noise"], second["noise"]).any(dim=(0, 2, 3, 4)).all()
+    correlation = torch.corrcoef(torch.stack([first["noise"].flatten(), second["noise"].flatten()]))[0, 1]
+    assert abs(correlation) < 5 / first["noise"].numel() ** 0.5
+
+
+def test_gradients_of_both_objectives_scale_with_the_loss():
+    """Dividing by accumulated batches, and scaling for half precision, multiply the loss."""
+    config = TrainingConfig(**_options(Path("out")))
+    gradients = []
+    for scale in (1.0, 2.0**16):
+        torch.manual_seed(0)
+        vdm = build_vdm(config, load_digits())
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        optimizer = torch.optim.AdamW(vdm.parameters())
+        images = torch.stack([load_digits().train[i]["images"] for i in range(8)])
+        scaler.scale(vdm(images).objective.mean()).backward()
+        scaler.unscale_(optimizer)
+        gradients.append({name: parameter.grad for name, parameter in vdm.named_parameters()})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.slow
+def test_torchrun_trains_on_two_processes(tmp_path):
+    options = TINY | {"output_dir": tmp_path / "out", "train_batch_size": 16, "checkpointing_steps": 6}
+    flags = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
+    launch = [*torchrun, "--nproc_per_node", "2", train_vdm.__file__, *flags]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    subprocess.run(launch, check=True, capture_output=True, env=environment)
+    states = [torch.load(path, weights_only=False) for path in sorted((tmp_path / "out").glob("*/random_states_*.pkl"))]
+    assert len(states) == 2 and not torch.equal(states[0]["torch_manual_seed"], states[1]["torch_manual_seed"])
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["bits_per_dim"] > 0
