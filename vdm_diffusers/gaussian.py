@@ -126,8 +126,14 @@ def target(prediction_type: str, x: Tensor, eps: Tensor, gamma_t: Tensor) -> Ten
 
 def predicted_sample(prediction_type: str, output: Tensor, z_t: Tensor, gamma_t: Tensor) -> Tensor:
     """The estimate of `x` that an `output` at `z_t` stands for, shaped as `z_t`."""
-    alpha_t, sigma_t, a, b = _system(prediction_type, expand(gamma_t, z_t))
-    return (b * z_t - sigma_t * output) / (alpha_t * b - sigma_t * a)
+    from_z, from_output, divisor = sample_equation(prediction_type, expand(gamma_t, z_t))
+    return (from_z * z_t + from_output * output) / divisor
+
+
+def sample_equation(prediction_type: str, gamma_t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`(p, q, r)`, each shaped as `gamma_t`, such that `x = (p z_t + q output) / r`."""
+    alpha_t, sigma_t, a, b = _system(prediction_type, gamma_t)
+    return b * torch.ones_like(gamma_t), -sigma_t, alpha_t * b - sigma_t * a
 
 
 def predicted_epsilon(prediction_type: str, output: Tensor, z_t: Tensor, gamma_t: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -221,6 +222,7 @@ class VDMScheduler(SchedulerMixin, ConfigMixin):
         self.timesteps = self.timesteps.to(device)
         self.num_inference_steps = len(self.timesteps)
         self._step_index = self._begin_index = None
+        self._factors = {}
 
     def _check_timesteps(self, timesteps: Sequence[float]) -> np.ndarray:
         timesteps = np.asarray(timesteps, dtype=np.float64)
@@ -299,21 +301,30 @@ class VDMScheduler(SchedulerMixin, ConfigMixin):
         """
         index = self._next_index(timestep)
         eta = self.config.eta if eta is None else eta
-        gamma_t, gamma_s = self._gammas[index], (self._gammas_next if eta is None else self._gammas_ddim)[index]
+        prediction_type = self.config.prediction_type
+        factors = self._step_factors(prediction_type, eta)[index]
 
         dtype = torch.promote_types(sample.dtype, torch.float32)
         z_t, output = sample.to(dtype), model_output.to(dtype)
-        x = gaussian.predicted_sample(self.config.prediction_type, output, z_t, gamma_t)
-        eps = gaussian.predicted_epsilon(self.config.prediction_type, output, z_t, gamma_t)
+        x = (z_t * factors.x_from_z).add_(output, alpha=factors.x_from_output).div_(factors.x_divisor)
         if self.config.thresholding or self.config.clip_sample:
             x = self._clip(x)
             if eta is None or use_clipped_model_output:
-                eps = gaussian.predicted_epsilon("sample", x, z_t, gamma_t)
-        eta = 1.0 if eta is None else eta
-        noise = randn_tensor(z_t.shape, generator=generator, device=z_t.device, dtype=dtype) if eta > 0 else 0.0
-        z_s = gaussian.reverse_step(x, eps, gamma_s, gamma_t, noise, eta).to(sample.dtype)
-        x = x.to(sample.dtype)
+                factors, output = self._step_factors("sample", eta)[index], x
+        z_s = (x * factors.alpha_s).add_(output, alpha=factors.eps_from_output).add_(z_t, alpha=factors.eps_from_z)
+        if factors.noise:
+            noise = randn_tensor(z_t.shape, generator=generator, device=z_t.device, dtype=dtype)
+            z_s = z_s.add_(noise, alpha=factors.noise)
+        z_s, x = z_s.to(sample.dtype), x.to(sample.dtype)
         return VDMSchedulerOutput(prev_sample=z_s, pred_original_sample=x) if return_dict else (z_s, x)
+
+    def _step_factors(self, prediction_type: str, eta: float | None) -> list["StepFactors"]:
+        """Of every step, computed when first asked for after `set_timesteps`."""
+        key = (prediction_type, eta)
+        if key not in self._factors:
+            gammas_s = self._gammas_next if eta is None else self._gammas_ddim
+            self._factors[key] = _step_factors(prediction_type, gammas_s, self._gammas, 1.0 if eta is None else eta)
+        return self._factors[key]
 
     def _clip(self, x: Tensor) -> Tensor:
         if self.config.thresholding:
@@ -356,6 +367,45 @@ class VDMScheduler(SchedulerMixin, ConfigMixin):
 
     def __len__(self) -> int:
         return self.config.num_train_timesteps
+
+
+class StepFactors(NamedTuple):
+    """A reverse step as the linear map that it is, so that it costs no arithmetic but that of images.
+
+    `x = (x_from_z z_t + x_from_output output) / x_divisor`, and with the `x` that is left after clipping,
+    `z_s = alpha_s x + eps_from_z z_t + eps_from_output output + noise`.
+    """
+
+    x_from_z: float
+    x_from_output: float
+    x_divisor: float
+    alpha_s: float
+    eps_from_z: float
+    eps_from_output: float
+    noise: float
+
+
+def _step_factors(prediction_type: str, gammas_s: Tensor, gammas_t: Tensor, eta: float) -> list[StepFactors]:
+    """Of the steps from `gammas_t` to `gammas_s`: what the formulas make of units."""
+    one, zero = torch.ones_like(gammas_t), torch.zeros_like(gammas_t)
+
+    def z_s(x: Tensor, eps: Tensor, noise: Tensor) -> Tensor:
+        return gaussian.reverse_step(x, eps, gammas_s, gammas_t, noise, eta)
+
+    def eps(z_t: Tensor, output: Tensor) -> Tensor:
+        return gaussian.predicted_epsilon(prediction_type, output, z_t, gammas_t)
+
+    rows = torch.stack(
+        [
+            *gaussian.sample_equation(prediction_type, gammas_t),
+            z_s(one, zero, zero),
+            z_s(zero, eps(one, zero), zero),
+            z_s(zero, eps(zero, one), zero),
+            z_s(zero, zero, one),
+        ],
+        dim=1,
+    )
+    return [StepFactors(*row) for row in rows.tolist()]
 
 
 def _float32_betas(timestep_map: AffineTimesteps) -> np.ndarray:
