@@ -38,7 +38,9 @@ def main(arguments: list[str] | None = None) -> None:
     processes = PartialState()
     try:
         result = evaluate(options, processes)
-    except (ValueError, FloatingPointError) as error:
+    except ValueError as error:  # which all processes raise
+        raise SystemExit(f"evaluate.py: {error}" if processes.is_main_process else 1) from error
+    except FloatingPointError as error:
         raise SystemExit(f"evaluate.py: {error}") from error
     if not processes.is_main_process:
         return
@@ -87,7 +89,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--num_importance_samples", type=int, default=1, help="Draws of that noise for one value of the ODE.")
     parser.add_argument("--trace", choices=TRACES, default="rademacher", help="The ODE's divergence: by a probe, or exact.")
     parser.add_argument("--tolerance", type=float, default=1e-5, help="Of the ODE's solver.")
-    parser.add_argument("--variance_type", choices=VARIANCE_TYPES, help="DDPM's. Default: that of the pipeline's scheduler.")
+    parser.add_argument(
+        "--variance_type",
+        choices=VARIANCE_TYPES,
+        nargs="+",
+        default=[None],
+        help="DDPM's. Default: that of the pipeline's scheduler.",
+    )
     parser.add_argument(
         "--clip_denoised",
         action=argparse.BooleanOptionalAction,
@@ -163,10 +171,11 @@ def _ode(pipeline: DiffusionPipeline, options: argparse.Namespace, device: torch
 
 
 def _ddpm(pipeline: DiffusionPipeline, options: argparse.Namespace, device: torch.device) -> Measurements:
-    ddpm = DDPM.from_pipeline(pipeline, options.variance_type, options.clip_denoised).to(device)
-    settings = {"num_indices": options.num_indices}
-    row = {"estimator": "ddpm", "variance_type": ddpm.variance_type, "clip_denoised": ddpm.clip_denoised} | settings
-    yield row, partial(ddpm_bound, ddpm, **settings)
+    for variance_type in options.variance_type:
+        ddpm = DDPM.from_pipeline(pipeline, variance_type, options.clip_denoised).to(device)
+        settings = {"num_indices": options.num_indices}
+        row = {"estimator": "ddpm", "variance_type": ddpm.variance_type, "clip_denoised": ddpm.clip_denoised}
+        yield row | settings, partial(ddpm_bound, ddpm, **settings)
 
 
 MEASUREMENTS = {"vlb": _bounds, "ode": _ode, "ddpm": _ddpm}

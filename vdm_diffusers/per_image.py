@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 
+from .randomness import counted_generator
+
 
 Function = Callable[[Tensor, Tensor | None, Tensor], Tensor]
 """`function(images, class_labels, indices)` of a batch `(B, C, H, W)`, its labels if there are any, and its indices `(B,)` in
@@ -64,4 +66,4 @@ def _progress_bar(total: int, processes: PartialState | None, description: str |
 
 def generators(seed: int, indices: Tensor) -> list[torch.Generator]:
     """One of each image, on the CPU: what is drawn for it depends on `seed` and its index alone, not on batch or process."""
-    return [torch.Generator().manual_seed((seed << 32) + index) for index in indices.tolist()]
+    return [counted_generator(seed, index) for index in indices.tolist()]

@@ -26,6 +26,7 @@ from .health import check_schedule, drifted_end_points, first_not_finite
 from .likelihood import VariationalBound, variational_bound
 from .optimizers import build_optimizer
 from .planning import steps_an_epoch
+from .randomness import counted_generator
 from .resuming import describe_run
 from .stopping import StopSignals, TrainingStopped
 from .streaming import ImageStream, StreamLoader
@@ -200,7 +201,7 @@ class Trainer:
         """This process's share of the times of the step, which are stratified over all its processes and batches."""
         parts = self.accelerator.num_processes * self.config.gradient_accumulation_steps
         part = self.accelerator.process_index + self.accelerator.num_processes * micro_step
-        generator = torch.Generator().manual_seed((self.config.seed << 32) + self.history.step)
+        generator = counted_generator(self.config.seed, self.history.step)
         times = stratified_times(torch.rand((), generator=generator), parts * self.config.train_batch_size)
         return times[part::parts].to(self.accelerator.device)
 
