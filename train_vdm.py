@@ -29,13 +29,16 @@ from accelerate.utils import (
     broadcast_object_list,
     set_seed,
 )
+from diffusers import ModelMixin
 from PIL.Image import Image
 from transformers import HfArgumentParser
 
+from vdm_diffusers.autoencoders import load_autoencoder
 from vdm_diffusers.checkpoints import CheckpointError, clear_the_way, find_checkpoint, read_manifest
 from vdm_diffusers.data import ImageData, load_images
 from vdm_diffusers.figures import save_forward_process, save_training_curve
 from vdm_diffusers.hub import Uploads, check_token, create_repository, save_model_card
+from vdm_diffusers.latent_data import in_latent_space
 from vdm_diffusers.likelihood import VariationalBound, histogram_bits_per_dim, variational_bound
 from vdm_diffusers.model_building import build_vdm
 from vdm_diffusers.planning import check_disk_space, describe_plan, needs_of
@@ -44,6 +47,7 @@ from vdm_diffusers.stopping import TrainingStopped
 from vdm_diffusers.streaming import load_image_stream
 from vdm_diffusers.training import History, Trainer, draw_samples, save_samples
 from vdm_diffusers.training_config import DIGITS, TrainingConfig
+from vdm_diffusers.units import BITS_PER_DIM, Unit
 from vdm_diffusers.vdm import VDM
 
 
@@ -56,12 +60,15 @@ def main() -> None:
         config = parse_options(sys.argv[1:])
         accelerator = build_accelerator(config)
         checkpoint = on_main_process(accelerator, check_output_dir, config)
-        data = load_data(config)
+        data, vae = load_data(config), load_vae(config)
+        if vae is not None:
+            with accelerator.main_process_first():
+                data = in_latent_space(data, vae, config.cache_latents, accelerator.device, config.seed)
         if checkpoint is not None:
             on_main_process(accelerator, check_resumption, config, data, checkpoint, accelerator.num_processes)
         set_seed(config.seed)
         torch.set_float32_matmul_precision("high" if config.allow_tf32 else "highest")
-        vdm = build_vdm(config, data)
+        vdm = build_vdm(config, data, vae)
         on_main_process(accelerator, check_needs, config, data, vdm, accelerator)
         if config.dry_run:
             return
@@ -110,7 +117,7 @@ def main() -> None:
             f"train_vdm.py: The model is trained, but {config.output_dir!r} lacks something: {error}. Make room, and finish it"
             " by `--resume_from_checkpoint latest`."
         ) from error
-    report(config, data, metrics)
+    report(config, data, metrics, vdm.unit)
     if uploads is not None:
         with exit_with_message(RuntimeError):
             uploads.finish()
@@ -128,12 +135,13 @@ def finish(
     """Write the trained model, its pictures, what was measured, and its card; return the measurements."""
     folder = Path(config.output_dir)
     vdm.save_pretrained(folder)
-    histogram = histogram_bits_per_dim(data.train, data.validation, data.num_levels)
     save_samples(samples, folder / "samples.png")
     save_forward_process(vdm.scale(data.validation[0]["images"][None]), vdm.noise_schedule, folder / "forward_process.png")
-    save_training_curve(history.training, history.validation, folder / "training_curve.png")
-    metrics = measurements(asdict(bound), config.max_train_steps, len(data.validation), config.final_validation_repeats)
-    metrics |= {"histogram_bits_per_dim": histogram, "seconds": seconds}
+    save_training_curve(history.training, history.validation, folder / "training_curve.png", vdm.unit)
+    metrics = measurements(bound.record(), config.max_train_steps, len(data.validation), config.final_validation_repeats)
+    if vdm.unit is BITS_PER_DIM:
+        metrics["histogram_bits_per_dim"] = histogram_bits_per_dim(data.train, data.validation, data.num_levels)
+    metrics["seconds"] = seconds
     describe_model(folder, config, data, vdm, metrics)
     return metrics
 
@@ -213,6 +221,11 @@ def load_data(config: TrainingConfig) -> ImageData:
     return load_images(**options)
 
 
+def load_vae(config: TrainingConfig) -> ModelMixin | None:
+    """The autoencoder that the options name, if any."""
+    return config.vae_model_name_or_path and load_autoencoder(config.vae_model_name_or_path, config.cache_dir)
+
+
 def build_accelerator(config: TrainingConfig) -> Accelerator:
     """Accelerate, with batches in an order that a resumed run repeats."""
     return Accelerator(
@@ -284,16 +297,17 @@ def is_plain(value: object) -> bool:
     return isinstance(value, (int, float, str, bool))
 
 
-def report(config: TrainingConfig, data: ImageData, metrics: dict) -> None:
+def report(config: TrainingConfig, data: ImageData, metrics: dict, unit: Unit) -> None:
     """Print the result."""
     print(
-        f"\n{len(data.validation)} held-out images of {data.name}:"
-        f" {metrics['bits_per_dim']:.4f} ± {metrics['standard_error']:.4f} bits/dim"
+        f"\n{len(data.validation)} held-out {'images' if unit is BITS_PER_DIM else 'latents'} of {data.name}:"
+        f" {metrics[unit.name]:.4f} ± {metrics['standard_error']:.4f} {unit.label}"
         f"\n  = prior {metrics['prior']:.4f} + reconstruction {metrics['reconstruction']:.4f}"
         f" + diffusion {metrics['diffusion']:.4f}"
-        f"\n  a histogram of every pixel gets {metrics['histogram_bits_per_dim']:.4f}"
-        f"\nPipeline, pictures and metrics.json are in {config.output_dir}/."
     )
+    if unit is BITS_PER_DIM:
+        print(f"  a histogram of every pixel gets {metrics['histogram_bits_per_dim']:.4f}")
+    print(f"Pipeline, pictures and metrics.json are in {config.output_dir}/.")
 
 
 def on_main_process(accelerator: Accelerator, function: Callable, *arguments: object) -> Any:

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from vdm_diffusers import VDM, BetaLinearSchedule, CosineSchedule, LinearSchedule, NoiseSchedule, gaussian
 from vdm_diffusers.data import load_images
-from vdm_diffusers.vdm import LOG_2, stratified_times
+from vdm_diffusers.units import LOG_2
+from vdm_diffusers.vdm import stratified_times
 
 
 @dataclass

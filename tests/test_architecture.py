@@ -16,6 +16,7 @@ LAYERS = (
         "gaussian",
         "noise_schedules",
         "timestep_maps",
+        "units",
         "weightings",
         "augmentations",
         "autoencoders",
@@ -34,7 +35,7 @@ LAYERS = (
     {"pipeline_vdm"},
     {"resuming", "optimizers"},
     {"planning"},
-    {"model_building", "training", "hub", "convert", "evaluate"},
+    {"model_building", "latent_data", "training", "hub", "convert", "evaluate"},
 )
 """Lowest first. A module imports only from layers below its own."""
 

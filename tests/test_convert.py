@@ -30,7 +30,8 @@ from vdm_diffusers.convert import (
 from vdm_diffusers.data import load_images
 from vdm_diffusers.flax_state import CHUNKED
 from vdm_diffusers.likelihood import variational_bound
-from vdm_diffusers.vdm import LOG_2, stratified_times
+from vdm_diffusers.units import LOG_2
+from vdm_diffusers.vdm import stratified_times
 
 
 TRAVELLING = Path(__file__).parent / "official_vdm"

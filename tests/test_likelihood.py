@@ -141,7 +141,7 @@ def test_profile_integrates_to_the_diffusion_term(num_timesteps):
     bound = variational_bound(vdm, mixture_images(MIXTURE, 400, 64, seed=0), num_repeats=4)
     gammas = torch.tensor(bound.profile.gammas)
     torch.testing.assert_close(gammas[[0, -1]], vdm.noise_schedule.chain(1).float())
-    integral = (gammas.diff() * torch.tensor(bound.profile.bits_per_dim)).sum().item()
+    integral = (gammas.diff() * torch.tensor(bound.profile.per_dim)).sum().item()
     assert integral == pytest.approx(bound.diffusion, rel=0.01)
     assert all(error > 0 for error in bound.profile.standard_error)
 
@@ -153,7 +153,7 @@ def test_profile_of_gaussian_data():
     variances = GAUSSIAN.scales[0] ** 2
     antiderivative = (gammas[:, None] - torch.log(variances + gammas.exp()[:, None])).sum(1) / (4 * math.log(2))
     expected = antiderivative.diff() / gammas.diff()
-    deviations = (torch.tensor(profile.bits_per_dim) - expected) / torch.tensor(profile.standard_error)
+    deviations = (torch.tensor(profile.per_dim) - expected) / torch.tensor(profile.standard_error)
     assert deviations.abs().max() < 4 and deviations.square().mean().sqrt() < 1.4
 
 

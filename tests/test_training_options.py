@@ -1,11 +1,16 @@
 """Options of train_vdm.py from end to end: streams, augmentation, classes, what saves memory or time."""
 
+import json
+import subprocess
+import sys
+
 import datasets
 import numpy as np
 import PIL.Image
 import pytest
 import torch
 from diffusers import UNet2DModel
+from tiny_pipelines import vae
 
 from vdm_diffusers import VDM, LinearSchedule, VDMPipeline
 
@@ -29,7 +34,7 @@ def parameters(folder) -> dict[str, torch.Tensor]:
     return VDM.from_pretrained(folder).state_dict()
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_resumed_stream_equals_an_unbroken_one(train, folder, tmp_path, num_workers):
     options = {"train_data_dir": folder, "max_validation_images": 4, "shuffle_buffer_size": 5, "label_column": "label"}
     options |= {"dataloader_num_workers": num_workers, "augmentation": "paper", "validation_steps": 100}
@@ -50,14 +55,14 @@ def test_what_saves_memory_or_time_leaves_the_run_as_it_is(train, tmp_path):
         torch.testing.assert_close(saving[name], value, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("weighting", ["sigmoid", "min_snr"])
-def test_another_weighting_keeps_the_end_points(train, tmp_path, weighting):
-    train(weighting=weighting)
+def test_another_weighting_keeps_the_end_points(train, tmp_path):
+    train(weighting="sigmoid", max_train_steps=3, validation_steps=10, max_validation_images=8)
     schedule = VDM.from_pretrained(tmp_path / "out").noise_schedule
     assert schedule.chain(1).tolist() == [-8.0, 5.0]
     assert not torch.equal(schedule.logits, type(schedule)(-8.0, 5.0).logits)
 
 
+@pytest.mark.slow
 def test_classes_are_learned_and_guided(train, folder, tmp_path):
     """Bright and dark images are told apart by their label alone, the more so with guidance."""
     train(train_data_dir=folder, label_column="label", max_train_steps=150, learning_rate=1e-2, validation_steps=1000,
@@ -76,11 +81,64 @@ def test_classes_are_learned_and_guided(train, folder, tmp_path):
     assert contrast(2.0) > contrast(1.0) + 0.02 and abs(contrast(0.0)) < 0.1  # 0 is no class
 
 
+SAMPLE = """
+import sys, torch
+import vdm_diffusers
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained(sys.argv[1])
+images = pipe(3, num_inference_steps=3, output_type="pt", generator=torch.Generator().manual_seed(0)).images
+torch.save(images, sys.argv[2])
+"""
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        pytest.param([], id="pixels"),
+        pytest.param(["--streaming"], id="stream", marks=pytest.mark.slow),
+        pytest.param(["--cache_latents", "latents"], id="cached", marks=pytest.mark.slow),
+    ],
+)
+def test_latents_train_and_are_sampled_in_another_process(train, folder, tmp_path, monkeypatch, capsys, flags):
+    monkeypatch.chdir(tmp_path)
+    vae(in_channels=1, out_channels=1).save_pretrained(tmp_path / "vae")
+    train(*flags, train_data_dir=folder, vae_model_name_or_path=tmp_path / "vae", max_validation_images=6)
+    out = tmp_path / "out"
+    metrics = json.loads((out / "metrics.json").read_text())
+    terms = metrics["prior"] + metrics["reconstruction"] + metrics["diffusion"]
+    assert metrics["nats_per_dim"] == pytest.approx(terms) and not any("bits" in name for name in metrics)
+    printed = capsys.readouterr().out
+    assert f"6 held-out latents of {folder}: {metrics['nats_per_dim']:.4f} ±" in printed and "bits" not in printed
+    assert "bits" not in (out / "README.md").read_text()
+    subprocess.run([sys.executable, "-c", SAMPLE, out, tmp_path / "images.pt"], check=True, capture_output=True)
+    images = torch.load(tmp_path / "images.pt")
+    assert images.shape == (3, 1, 8, 8)
+    here = VDMPipeline.from_pretrained(out)(
+        3, num_inference_steps=3, output_type="pt", generator=torch.Generator().manual_seed(0)
+    ).images
+    torch.testing.assert_close(images, here, rtol=1e-4, atol=1e-5)
+
+
+def test_a_resumed_run_on_latents_equals_an_unbroken_one(train, folder, tmp_path):
+    vae(in_channels=1, out_channels=1).save_pretrained(tmp_path / "vae")
+    options = {"train_data_dir": folder, "vae_model_name_or_path": tmp_path / "vae", "validation_steps": 100}
+    train(output_dir=tmp_path / "whole", **options)
+    train(output_dir=tmp_path / "broken", max_train_steps=3, **options)
+    train(output_dir=tmp_path / "broken", resume_from_checkpoint="latest", **options)
+    whole, broken = parameters(tmp_path / "whole"), parameters(tmp_path / "broken")
+    for name, value in whole.items():
+        assert torch.equal(value, broken[name]), name
+
+
 @pytest.mark.parametrize(
     ("flags", "options", "message"),
     [
         (["--streaming"], {}, "`--streaming` needs `--dataset_name` or `--train_data_dir`"),
         (["--streaming"], {"train_data_dir": "data"}, "say how many by `--max_validation_images`"),
+        ([], {"cache_latents": "latents"}, "`--cache_latents` needs `--vae_model_name_or_path`"),
+        ([], {"cache_latents": "latents", "vae_model_name_or_path": "vae", "augmentation": "flip"}, "leave out `--streaming`"),
+        ([], {"vae_model_name_or_path": "tests"}, "`--vae_model_name_or_path` 'tests' could not be loaded"),
         ([], {"weighting": "edm", "num_timesteps": 5, "noise_schedule": "LinearSchedule"}, "is one of continuous time"),
     ],
 )

@@ -13,7 +13,7 @@ from vdm_diffusers import (
     NoiseSchedule,
 )
 from vdm_diffusers.gaussian import PREDICTIONS
-from vdm_diffusers.vdm import LOG_2
+from vdm_diffusers.units import LOG_2
 
 
 class Opaque(NoiseSchedule):

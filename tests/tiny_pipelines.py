@@ -52,9 +52,9 @@ def conditional_unet(in_channels: int = 4, **kwargs) -> UNet2DConditionModel:
     )
 
 
-def vae() -> AutoencoderKL:
+def vae(**kwargs) -> AutoencoderKL:
     blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
-    return AutoencoderKL(**BLOCKS, **blocks, latent_channels=4, sample_size=16)
+    return AutoencoderKL(**BLOCKS, **blocks, latent_channels=4, sample_size=16, **kwargs)
 
 
 def vqvae() -> VQModel:

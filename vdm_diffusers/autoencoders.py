@@ -27,6 +27,11 @@ def load_autoencoder(name_or_path: str | os.PathLike, cache_dir: str | None = No
     )
 
 
+def scale_to_unit(images: Tensor, num_levels: int) -> Tensor:
+    """Integer images in `[0, num_levels)` as what autoencoders take: float32, from -1 to 1."""
+    return images.float() * (2 / (num_levels - 1)) - 1
+
+
 @torch.no_grad()
 def encode(vae: ModelMixin, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Latents, `(B, c, h, w)`, shifted and scaled as the autoencoder's configuration says; a draw where it has a distribution.

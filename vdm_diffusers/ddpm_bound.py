@@ -22,7 +22,8 @@ from .likelihood import shuffled_times
 from .per_image import for_each_image, generators
 from .pixel_space import check_pixel_space
 from .scheduling_vdm import VDMScheduler
-from .vdm import LOG_2, evaluating
+from .units import LOG_2
+from .vdm import evaluating
 
 
 VARIANCE_TYPES = ("fixed_small", "fixed_large", "learned", "learned_range")

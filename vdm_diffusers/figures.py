@@ -11,6 +11,7 @@ from torch import Tensor
 
 from . import gaussian
 from .noise_schedules import NoiseSchedule
+from .units import BITS_PER_DIM, Unit
 
 
 Path = str | os.PathLike
@@ -65,19 +66,21 @@ def save_noise_schedule(records: list[dict], path: Path) -> None:
     _save(figure, path)
 
 
-def save_training_curve(training: list[dict], validation: list[dict], path: Path) -> None:
-    """Plot the bound over the steps; each record has `step` and `bits_per_dim`, those of the validation `standard_error`."""
+def save_training_curve(training: list[dict], validation: list[dict], path: Path, unit: Unit = BITS_PER_DIM) -> None:
+    """Plot the bound over the steps; each record has `step` and the unit's name, those of the validation `standard_error`."""
     figure, axes = _subplots(figsize=(6, 3.5))
-    axes.plot([record["step"] for record in training], [record["bits_per_dim"] for record in training], label="training")
+    axes.plot([record["step"] for record in training], [record[unit.name] for record in training], label="training")
     axes.errorbar(
         [record["step"] for record in validation],
-        [record["bits_per_dim"] for record in validation],
+        [record[unit.name] for record in validation],
         [record["standard_error"] for record in validation],
         fmt="o-",
         label="validation (EMA)",
     )
-    lowest = min(record["bits_per_dim"] for record in training + validation)
-    axes.set(xlabel="step", ylabel="bits per dimension", ylim=(0.9 * lowest, 3 * lowest))
+    axes.set(xlabel="step", ylabel=unit.label)
+    if unit is BITS_PER_DIM:
+        lowest = min(record[unit.name] for record in training + validation)
+        axes.set_ylim(0.9 * lowest, 3 * lowest)
     axes.legend()
     _save(figure, path)
 

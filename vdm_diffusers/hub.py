@@ -14,6 +14,7 @@ from .checkpoints import ALL_NAMES
 from .data import ImageData
 from .resuming import FREE_OPTIONS
 from .training_config import TrainingConfig
+from .units import BITS_PER_DIM, Unit
 from .vdm import VDM
 
 
@@ -27,19 +28,15 @@ CARD = """---
 
 # {title}
 
-A [variational diffusion model](https://arxiv.org/abs/2107.00630) of {data}, {channels}×{height}×{width} with {levels} levels,
+A [variational diffusion model](https://arxiv.org/abs/2107.00630) of {data}, {channels}×{height}×{width} {kind},
 trained with vdm_diffusers{progress}.
 
-| bits per dimension of {num_images} held-out images | |
+| {unit} of {num_images} held-out images | |
 | --- | --- |
 {figures}
 
 The bound is an estimate by the moving average of the weights, ± its standard error, over every one of these images
-{num_repeats} times. It is printed by
-
-```shell
-{evaluate}
-```
+{num_repeats} times. {source}
 
 ![samples](samples.png)
 
@@ -93,16 +90,17 @@ def save_model_card(folder: Path, config: TrainingConfig, data: ImageData, vdm: 
     channels, height, width = data.shape
     gamma_0, gamma_1 = vdm.noise_schedule.chain(1).tolist()
     content = CARD.format(
-        metadata=_metadata(name, config, data, metrics),
+        metadata=_metadata(name, config, data, metrics, vdm.unit),
         title=Path(name).name,
         data=data.name,
         channels=channels,
         height=height,
         width=width,
-        levels=data.num_levels,
+        kind=f"with {data.num_levels} levels" if vdm.unit is BITS_PER_DIM else "latents of an autoencoder",
+        unit="bits per dimension" if vdm.unit is BITS_PER_DIM else "nats per dimension of the latents",
         progress="" if metrics["step"] == config.max_train_steps else f", after {metrics['step']} of its steps",
-        figures=_figures(metrics),
-        evaluate=shlex.join(evaluation_command(name, config, metrics)),
+        figures=_figures(metrics, vdm.unit),
+        source=_source(name, config, metrics, vdm.unit),
         repository=name,
         schedule=type(vdm.noise_schedule).__name__,
         gamma_0=gamma_0,
@@ -131,14 +129,20 @@ def evaluation_command(model: str, config: TrainingConfig, metrics: dict) -> lis
     return ["python", "-m", "vdm_diffusers.evaluate", *flags]
 
 
-def _metadata(name: str, config: TrainingConfig, data: ImageData, metrics: dict) -> str:
+def _source(name: str, config: TrainingConfig, metrics: dict, unit: Unit) -> str:
+    if unit is not BITS_PER_DIM:
+        return "It is one of a density, which depends on the scaling of the latents, and was measured by `train_vdm.py`."
+    return f"It is printed by\n\n```shell\n{shlex.join(evaluation_command(name, config, metrics))}\n```"
+
+
+def _metadata(name: str, config: TrainingConfig, data: ImageData, metrics: dict, unit: Unit) -> str:
     result = EvalResult(
         task_type=TASK,
         dataset_type=config.dataset_name or data.name,
         dataset_name=data.name,
-        metric_type="bits_per_dim",
-        metric_name="variational bound, bits per dimension",
-        metric_value=metrics["bits_per_dim"],
+        metric_type=unit.name,
+        metric_name=f"variational bound, {unit.name.replace('_per_dim', '')} per dimension",
+        metric_value=metrics[unit.name],
     )
     card_data = ModelCardData(
         license=config.hub_license,
@@ -150,8 +154,8 @@ def _metadata(name: str, config: TrainingConfig, data: ImageData, metrics: dict)
     return card_data.to_yaml()
 
 
-def _figures(metrics: dict) -> str:
-    rows = [f"| variational bound | {metrics['bits_per_dim']:.4f} ± {metrics['standard_error']:.4f} |"]
+def _figures(metrics: dict, unit: Unit) -> str:
+    rows = [f"| variational bound | {metrics[unit.name]:.4f} ± {metrics['standard_error']:.4f} |"]
     rows += [f"| — {term} | {metrics[term]:.4f} |" for term in ("prior", "reconstruction", "diffusion")]
     if "histogram_bits_per_dim" in metrics:
         rows.append(f"| one histogram for every pixel | {metrics['histogram_bits_per_dim']:.4f} |")

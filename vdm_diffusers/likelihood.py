@@ -1,6 +1,6 @@
 """The variational bound of a data set, in bits per dimension."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 
 import torch
@@ -11,7 +11,8 @@ from torch.utils.data import DataLoader, Dataset
 from .estimates import Estimate
 from .per_image import for_each_image, generators
 from .streaming import ImageStream
-from .vdm import BITS_PER_DIM, VDM, VDMLoss, evaluating, stratified_times
+from .units import BITS_PER_DIM, Unit
+from .vdm import VDM, VDMLoss, evaluating, stratified_times
 
 
 MAX_BINS = 50
@@ -26,21 +27,22 @@ class LossProfile:
 
     Attributes:
         gammas (`list[float]`): Edges of the bins, from `gamma(0)` to `gamma(1)`.
-        bits_per_dim (`list[float]`): Mean of each bin, in bits per dimension and unit of gamma.
+        per_dim (`list[float]`): Mean of each bin, in units of the bound per unit of gamma.
         standard_error (`list[float]`): Of each mean, over images and draws.
     """
 
     gammas: list[float]
-    bits_per_dim: list[float]
+    per_dim: list[float]
     standard_error: list[float]
 
 
 @dataclass
 class VariationalBound:
-    """The negative variational bound of a data set, everything in bits per dimension.
+    """The negative variational bound of a data set, everything in one unit.
 
     Attributes:
-        bits_per_dim (`float`): Mean over the images.
+        unit ([`Unit`]): Bits per dimension of integer images, nats per dimension of real-valued data, such as latents.
+        per_dim (`float`): Mean over the images.
         standard_error, standard_error_images, standard_error_draws (`float`): Of that mean, as [`Estimate`] has them: in all,
             because there could be other images, and because there could be other times and noises. The latter two are `None`
             for a single repeat.
@@ -49,7 +51,8 @@ class VariationalBound:
         profile ([`LossProfile`]): The last of them over gamma.
     """
 
-    bits_per_dim: float
+    unit: Unit
+    per_dim: float
     standard_error: float
     standard_error_images: float | None
     standard_error_draws: float | None
@@ -58,6 +61,20 @@ class VariationalBound:
     reconstruction: float
     diffusion: float
     profile: LossProfile
+
+    @property
+    def bits_per_dim(self) -> float:
+        """`per_dim` of integer images; `ValueError` for real-valued data."""
+        if self.unit is not BITS_PER_DIM:
+            raise ValueError("The bound of real-valued data is one of a density, which counts no bits: use `per_dim`.")
+        return self.per_dim
+
+    def record(self) -> dict:
+        """All of it for JSON, with the name of the unit for `per_dim`."""
+        fields = {name: value for name, value in asdict(self).items() if name not in ("unit", "per_dim", "profile")}
+        profile = {"gammas": self.profile.gammas, self.unit.name: self.profile.per_dim}
+        profile["standard_error"] = self.profile.standard_error
+        return {self.unit.name: self.per_dim} | fields | {"profile": profile}
 
 
 @torch.no_grad()
@@ -92,7 +109,6 @@ def variational_bound(
         `ValueError`: for a model of real-valued data or of latents.
         `FloatingPointError`: when a term is not finite, naming the image and the timestep.
     """
-    check_counts_bits(vdm)
     times = shuffled_times(num_repeats, len(dataset), seed)
 
     def terms(images: Tensor, class_labels: Tensor | None, indices: Tensor) -> Tensor:
@@ -107,11 +123,12 @@ def variational_bound(
             repeats.append(torch.stack([loss.prior, loss.reconstruction, loss.diffusion], dim=1) / loss.nats_in_unit)
         return torch.stack(repeats, dim=1)
 
-    bits = for_each_image(terms, dataset, batch_size, device, processes, description).transpose(0, 1)
-    total = Estimate.from_repeats(bits.sum(2))
-    prior, reconstruction, diffusion = bits.mean((0, 1)).tolist()
+    values = for_each_image(terms, dataset, batch_size, device, processes, description).transpose(0, 1)
+    total = Estimate.from_repeats(values.sum(2))
+    prior, reconstruction, diffusion = values.mean((0, 1)).tolist()
     return VariationalBound(
-        bits_per_dim=total.mean,
+        unit=vdm.unit,
+        per_dim=total.mean,
         standard_error=total.standard_error,
         standard_error_images=total.standard_error_images,
         standard_error_draws=total.standard_error_draws,
@@ -119,17 +136,8 @@ def variational_bound(
         prior=prior,
         reconstruction=reconstruction,
         diffusion=diffusion,
-        profile=_profile(vdm, times.flatten().double(), bits[:, :, 2].flatten()),
+        profile=_profile(vdm, times.flatten().double(), values[:, :, 2].flatten()),
     )
-
-
-def check_counts_bits(vdm: VDM) -> None:
-    """Raise `ValueError` for a model of real-valued data, latents among them, whose likelihood is a density."""
-    if vdm.unit is not BITS_PER_DIM:
-        raise ValueError(
-            "This is a model of latents or of other real-valued data, which have a density, not a probability: only integer"
-            " images have bits per dimension. `vdm(data).per_dim` is its bound."
-        )
 
 
 def shuffled_times(num_repeats: int, num_images: int, seed: int) -> Tensor:

@@ -3,6 +3,8 @@
 import math
 from inspect import signature
 
+from diffusers import ModelMixin
+
 from .augmentations import check_augmentation
 from .data import ImageData
 from .noise_schedules import NOISE_SCHEDULES, LearnedChainSchedule, NoiseSchedule
@@ -11,12 +13,13 @@ from .unet_vdm import VDMUNet2DModel
 from .vdm import VDM
 
 
-def build_vdm(config: TrainingConfig, data: ImageData) -> VDM:
-    """A new model for the data, or the pretrained one that the configuration names.
+def build_vdm(config: TrainingConfig, data: ImageData, vae: ModelMixin | None = None) -> VDM:
+    """A new model for the data, or the pretrained one that the configuration names; with an autoencoder, of its latents.
 
     Raises `ValueError` if the options can't be those of a model of these data.
     """
-    vdm = new_vdm(config, data) if config.pretrained_model_name_or_path is None else pretrained_vdm(config, data)
+    build = new_vdm if config.pretrained_model_name_or_path is None else pretrained_vdm
+    vdm = build(config, data, vae)
     check_augmentation(config.augmentation, data.shape)
     if config.augmentation == "paper" and "conditioning" not in signature(vdm.unet.forward).parameters:
         raise ValueError(f"`--augmentation paper` tells the denoiser, but {type(vdm.unet).__name__} has no `conditioning`.")
@@ -27,7 +30,7 @@ def build_vdm(config: TrainingConfig, data: ImageData) -> VDM:
     return vdm
 
 
-def pretrained_vdm(config: TrainingConfig, data: ImageData) -> VDM:
+def pretrained_vdm(config: TrainingConfig, data: ImageData, vae: ModelMixin | None) -> VDM:
     """The saved model that the configuration names."""
     vdm = VDM.from_pretrained(
         config.pretrained_model_name_or_path, config.num_timesteps, config.weighting, cache_dir=config.cache_dir
@@ -37,6 +40,10 @@ def pretrained_vdm(config: TrainingConfig, data: ImageData) -> VDM:
             f"`--pretrained_model_name_or_path` is a model of images with {vdm.unet.config.in_channels} channels and"
             f" {vdm.num_levels} levels, but {data.name!r} has {data.shape[0]} and {data.num_levels}."
         )
+    if vdm.vae is not None and vae is None:
+        raise ValueError("`--pretrained_model_name_or_path` is a model of latents: name its `--vae_model_name_or_path` too.")
+    if vdm.vae is None and vae is not None:
+        raise ValueError("`--pretrained_model_name_or_path` is a model of pixels: leave out `--vae_model_name_or_path`.")
     embeddings, needed = vdm.unet.config.get("num_class_embeds"), number_of_embeddings(data)
     if "num_class_embeds" in vdm.unet.config and embeddings != needed:
         raise ValueError(
@@ -51,9 +58,9 @@ def number_of_embeddings(data: ImageData) -> int | None:
     return None if data.num_classes is None else data.num_classes + 1
 
 
-def new_vdm(config: TrainingConfig, data: ImageData) -> VDM:
+def new_vdm(config: TrainingConfig, data: ImageData, vae: ModelMixin | None) -> VDM:
     """A model with random weights."""
-    finest = round(math.log2(data.num_levels / 2))
+    fourier_powers = () if vae is not None else finest_powers(data.num_levels)
     unet = VDMUNet2DModel(
         sample_size=data.shape[1:],
         in_channels=data.shape[0],
@@ -62,7 +69,7 @@ def new_vdm(config: TrainingConfig, data: ImageData) -> VDM:
         attention_everywhere=config.attention_everywhere,
         norm_num_groups=config.norm_num_groups,
         dropout=config.dropout,
-        fourier_powers=(finest - 1, finest) if config.fourier_powers is None else tuple(config.fourier_powers),
+        fourier_powers=fourier_powers if config.fourier_powers is None else tuple(config.fourier_powers),
         num_class_embeds=number_of_embeddings(data),
     )
     return VDM(
@@ -72,7 +79,14 @@ def new_vdm(config: TrainingConfig, data: ImageData) -> VDM:
         data.num_levels,
         config.num_timesteps,
         weighting=config.weighting,
+        vae=vae,
     )
+
+
+def finest_powers(num_levels: int) -> tuple[int, int]:
+    """Exponents of the Fourier features whose periods are two levels of an image and one."""
+    finest = round(math.log2(num_levels / 2))
+    return finest - 1, finest
 
 
 def build_schedule(config: TrainingConfig) -> NoiseSchedule:

@@ -14,7 +14,8 @@ from .estimates import Estimate
 from .noise_schedules import highest_precision
 from .per_image import for_each_image, generators
 from .probability_flow import exact, hutchinson, integrate
-from .vdm import LOG_2, VDM
+from .units import LOG_2
+from .vdm import VDM
 
 
 TRACES = ("rademacher", "gaussian", "exact")

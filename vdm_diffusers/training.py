@@ -4,7 +4,6 @@ import math
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from itertools import count, islice
 from pathlib import Path
 
@@ -31,7 +30,8 @@ from .resuming import describe_run
 from .stopping import StopSignals, TrainingStopped
 from .streaming import ImageStream, StreamLoader
 from .training_config import TrainingConfig
-from .vdm import LOG_2, VDM, VDMLoss, stratified_times
+from .units import BITS_PER_DIM
+from .vdm import VDM, VDMLoss, stratified_times
 
 
 class History:
@@ -41,8 +41,8 @@ class History:
         step (`int`): Optimiser steps done.
         window (`list[list[float]]`): For each step since the last log entry, the moments of the bound's terms and the norm of
             the gradient.
-        training, validation (`list[dict]`): Records with `step` and `bits_per_dim`, those of the validation with the other
-            figures of [`VariationalBound`].
+        training, validation (`list[dict]`): Records with `step` and the bound by the name of its unit, those of the validation
+            with the other fields of [`VariationalBound`].
         schedules (`list[dict]`): Records with `step` and `gammas`, of the noise schedule at 101 equidistant times.
     """
 
@@ -228,7 +228,7 @@ class Trainer:
         prior, reconstruction, diffusion, square, gradient_norm = torch.tensor(self.history.window).mean(0).tolist()
         gamma_0, gamma_1 = self.vdm.noise_schedule.chain(1).tolist()
         record = {
-            "bits_per_dim": prior + reconstruction + diffusion,
+            self.vdm.unit.name: prior + reconstruction + diffusion,
             "prior": prior,
             "reconstruction": reconstruction,
             "diffusion": diffusion,
@@ -240,11 +240,12 @@ class Trainer:
         }
         self.history.window.clear()
         self.history.training.append({"step": self.history.step} | record)
-        self.progress.set_postfix_str(f"{record['bits_per_dim']:.3f} bits/dim")
+        self.progress.set_postfix_str(f"{record[self.vdm.unit.name]:.3f} {self.vdm.unit.label}")
         with self._going_on_without("the log"):
             self.accelerator.log({f"train/{name}": value for name, value in record.items()}, self.history.step)
-        for sentence in drifted_end_points(record):
-            self._warn(sentence)
+        if self.vdm.unit is BITS_PER_DIM:
+            for sentence in drifted_end_points(record):
+                self._warn(sentence)
 
     def _validate(self) -> None:
         """Evaluate the moving average of the weights, plot its schedule and draw samples."""
@@ -253,11 +254,12 @@ class Trainer:
             images = Subset(images, range(min(len(images), self.config.max_validation_images)))
         with self._averaged_weights():
             bound = self._bound(images)
-            self.history.validation.append({"step": self.history.step} | asdict(bound))
+            self.history.validation.append({"step": self.history.step} | bound.record())
             gammas = self.vdm.noise_schedule.chain(100).tolist()
             self.history.schedules.append({"step": self.history.step, "gammas": gammas})
             samples = draw_samples(self.accelerator, self.vdm, self.config) if self.history.step else []
-            self._write(f"{bound.bits_per_dim:.4f} ± {bound.standard_error:.4f} bits/dim on {len(images)} held-out images")
+            figure = f"{bound.per_dim:.4f} ± {bound.standard_error:.4f} {bound.unit.label}"
+            self._write(f"{figure} on {len(images)} held-out images")
             if self.accelerator.is_main_process:
                 self._show(samples)
         self.accelerator.wait_for_everyone()
@@ -347,8 +349,8 @@ class Trainer:
 
 
 def _moments(loss: VDMLoss) -> Tensor:
-    """The batch's means of the prior, reconstruction and diffusion terms and of the last one's square, `(4,)`, in bits/dim."""
-    terms = torch.stack([loss.prior, loss.reconstruction, loss.diffusion]).detach() / (loss.num_dims * LOG_2)
+    """The batch's means of the prior, reconstruction and diffusion terms and of the last one's square, `(4,)`, in its unit."""
+    terms = torch.stack([loss.prior, loss.reconstruction, loss.diffusion]).detach() / loss.nats_in_unit
     return torch.cat([terms, terms[2:] ** 2]).mean(1)
 
 

@@ -46,6 +46,12 @@ class TrainingConfig:
     dataloader_num_workers: int = option(0, "Processes that decode images.")
 
     # Model
+    vae_model_name_or_path: str | None = option(
+        None, "An autoencoder of diffusers, or a pipeline with one, folder or Hub name: trains in its latents."
+    )
+    cache_latents: str | None = option(
+        None, "A folder to keep the latents of the training images in, encoded once. Default: encode them as they come."
+    )
     pretrained_model_name_or_path: str | None = option(None, "A saved VDM, folder or Hub name, to train on.")
     block_channels: int = option(128, "Channels of the denoiser.")
     layers_per_side: int = option(32, "ResNet blocks of the denoiser on each side of its middle.")
@@ -53,7 +59,7 @@ class TrainingConfig:
     norm_num_groups: int = option(32, "Groups of the group normalisations.")
     dropout: float = option(0.1, "Dropout in the ResNet blocks.")
     fourier_powers: list[int] | None = option(
-        None, "Exponents n of the Fourier features sin(2^n 2 pi z). Default: periods of one level and of two."
+        None, "Exponents n of the Fourier features sin(2^n 2 pi z). Default: periods of one level and of two; none for latents."
     )
     prediction_type: Literal[tuple(PREDICTIONS)] = option("epsilon", "What the denoiser estimates.")
     noise_schedule: Literal[tuple(name for name in NOISE_SCHEDULES if name != TableSchedule.__name__)] = option(
@@ -129,6 +135,12 @@ class TrainingConfig:
         if self.streaming and self.max_validation_images is None:
             raise ValueError(
                 "`--streaming` keeps the held-out images in memory, undecoded: say how many by `--max_validation_images`."
+            )
+        if self.cache_latents is not None and self.vae_model_name_or_path is None:
+            raise ValueError("`--cache_latents` needs `--vae_model_name_or_path`: pixels have no latents.")
+        if self.cache_latents is not None and (self.streaming or self.augmentation != "none"):
+            raise ValueError(
+                "`--cache_latents` encodes every training image once: leave out `--streaming` and `--augmentation`, or it."
             )
         if not self.gamma_min < self.gamma_max:
             raise ValueError(

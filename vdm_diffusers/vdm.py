@@ -11,37 +11,16 @@ from diffusers import ModelMixin
 from torch import Tensor, nn
 
 from . import gaussian
-from .autoencoders import encode
+from .autoencoders import encode, scale_to_unit
 from .noise_schedules import NOISE_SCHEDULES, NoiseSchedule, PinnedSchedule, TableSchedule
 from .scheduling_vdm import VDMScheduler
 from .timestep_maps import AffineTimesteps
+from .units import BITS_PER_DIM, NATS_PER_DIM, Unit
 from .weightings import WEIGHTINGS, check_weighting
 
 
 if TYPE_CHECKING:
     from .pipeline_vdm import VDMPipeline
-
-
-LOG_2 = 0.6931471805599453
-
-
-class Unit(NamedTuple):
-    """What a bound is reported in.
-
-    Attributes:
-        name (`str`): In metrics and logs.
-        label (`str`): For a reader.
-        nats (`float`): Nats per dimension in one unit.
-    """
-
-    name: str
-    label: str
-    nats: float
-
-
-BITS_PER_DIM = Unit("bits_per_dim", "bits/dim", LOG_2)
-NATS_PER_DIM = Unit("nats_per_dim", "nats/dim", 1.0)
-"""For a density of real-valued data, whose logarithm depends on their scale and counts no bits."""
 
 
 class VDMLoss(NamedTuple):
@@ -229,7 +208,7 @@ class VDM(nn.Module):
                     " `num_levels` that they have, or integers before any normalisation."
                 )
         if self.vae is not None:
-            return encode(self.vae, images.to(self._dtype) * (2 / (self.num_levels - 1)) - 1, generator)
+            return encode(self.vae, scale_to_unit(images, self.num_levels), generator).to(self._dtype)
         return self._level(images.to(self._dtype))
 
     @property

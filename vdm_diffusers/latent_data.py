@@ -1,0 +1,124 @@
+"""Data sets of latents: images that an autoencoder has encoded beforehand, once."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import ModelMixin
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
+
+from .autoencoders import decode, encode, scale_to_unit
+from .data import ImageData
+from .resuming import fingerprint
+
+
+BATCH_SIZE = 64
+
+
+class LatentDataset(Dataset):
+    """Latents `(c, h, w)`, float32, as `{"images": ..., "class_labels": int}`, the label only if there are any.
+
+    Args:
+        latents: An array `(N, c, h, w)`, which may lie on disk.
+        class_labels (`Sequence[int]`, *optional*): Their labels.
+    """
+
+    def __init__(self, latents: np.ndarray, class_labels: Sequence[int] | None):
+        self.latents, self.class_labels = latents, class_labels
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor | int]:
+        item = {"images": torch.from_numpy(np.array(self.latents[index]))}
+        return item if self.class_labels is None else item | {"class_labels": int(self.class_labels[index])}
+
+
+def in_latent_space(
+    data: ImageData, vae: ModelMixin, folder: str | None = None, device: torch.device | str = "cpu", seed: int = 0
+) -> ImageData:
+    """
+    The same data for a model of latents: held-out images are encoded here; those of training too if there is a `folder` to
+    keep them in, or else by the model as they come.
+
+    Args:
+        folder (`str`, *optional*): Written unless it holds the latents of these images by this autoencoder already.
+        seed (`int`): Of the draws, where the autoencoder has a distribution of latents.
+
+    Raises:
+        `ValueError`: if the autoencoder isn't one of such images, or if the folder holds other latents.
+    """
+    shape = _latent_shape(vae, data)
+    labels = np.zeros(len(data.validation), dtype=np.int64)
+    latents = np.empty((len(data.validation), *shape), dtype=np.float32)
+    _encode_all(vae, data, data.validation, latents, labels, device, seed)
+    labelled = data.num_classes is not None
+    validation = LatentDataset(latents, labels if labelled else None)
+    train = data.train if folder is None else _kept(Path(folder), vae, data, shape, device, seed)
+    return replace(data, train=train, validation=validation, shape=shape)
+
+
+def _latent_shape(vae: ModelMixin, data: ImageData) -> tuple[int, int, int]:
+    image = scale_to_unit(data.validation[0]["images"][None], data.num_levels)
+    channels = vae.config.get("in_channels", data.shape[0])
+    if channels == data.shape[0]:
+        latents = encode(vae, image)
+        if decode(vae, latents).shape == image.shape:
+            return tuple(latents.shape[1:])
+    raise ValueError(
+        f"`--vae_model_name_or_path` is an autoencoder of images with {channels} channels whose sides are multiples of its"
+        f" factor, but {data.name!r} has images of {'×'.join(map(str, data.shape))}."
+    )
+
+
+def _kept(folder: Path, vae: ModelMixin, data: ImageData, shape: tuple, device: torch.device | str, seed: int) -> Dataset:
+    """The latents of the training images from a folder, which is written first if need be; `latents.json` comes last."""
+    weights = sum(parameter.double().abs().sum().item() for parameter in vae.parameters())
+    facts = {"images": fingerprint(data), "autoencoder": f"{type(vae).__name__} {weights:.6e}", "seed": seed}
+    description = folder / "latents.json"
+    if not description.exists():
+        if folder.exists() and any(folder.iterdir()):
+            raise ValueError(f"`--cache_latents` {str(folder)!r} holds something other than latents: name another folder.")
+        partial = folder.with_name(f".{folder.name}-partial")
+        partial.mkdir(parents=True, exist_ok=True)
+        count = len(data.train)
+        labels = np.lib.format.open_memmap(partial / "labels.npy", "w+", np.int64, (count,))
+        latents = np.lib.format.open_memmap(partial / "latents.npy", "w+", np.float32, (count, *shape))
+        _encode_all(vae, data, data.train, latents, labels, device, seed + 1)
+        latents.flush(), labels.flush()
+        (partial / description.name).write_text(json.dumps(facts))
+        folder.exists() and folder.rmdir()
+        partial.rename(folder)
+    elif json.loads(description.read_text()) != facts:
+        raise ValueError(
+            f"`--cache_latents` {str(folder)!r} holds latents of other images, or by another autoencoder or seed: name another"
+            " folder, or delete this one."
+        )
+    latents, labels = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("latents", "labels"))
+    return LatentDataset(latents, None if data.num_classes is None else labels)
+
+
+def _encode_all(
+    vae: ModelMixin,
+    data: ImageData,
+    images: Dataset,
+    latents: np.ndarray,
+    labels: np.ndarray,
+    device: torch.device | str,
+    seed: int,
+) -> None:
+    """Fill the arrays of latents and labels."""
+    generator, start = torch.Generator().manual_seed(seed), 0
+    loader = DataLoader(images, BATCH_SIZE, generator=torch.Generator())  # leaves the global generator alone
+    for batch in tqdm(loader, desc="Encoding", leave=False):
+        x = scale_to_unit(batch["images"], data.num_levels).to(device)
+        end = start + len(x)
+        latents[start:end] = encode(vae, x, generator).cpu().numpy()
+        if "class_labels" in batch:
+            labels[start:end] = batch["class_labels"].numpy()
+        start = end
