@@ -27,6 +27,7 @@ LAYERS = (
         "stopping",
         "estimates",
         "randomness",
+        "feature_distances",
     },
     {"scheduling_vdm", "figures", "health", "streaming", "dequantization", "per_image"},
     {"vdm", "pixel_space"},
