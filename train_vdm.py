@@ -24,6 +24,7 @@ import yaml
 from accelerate import Accelerator, PartialState
 from accelerate.utils import (
     DataLoaderConfiguration,
+    DistributedType,
     GradientAccumulationPlugin,
     ProjectConfiguration,
     broadcast_object_list,
@@ -59,6 +60,7 @@ def main() -> None:
     with exit_with_message(ValueError), timed(seconds, "preparation"):
         config = parse_options(sys.argv[1:])
         accelerator = build_accelerator(config)
+        check_that_weights_are_whole(accelerator)
         checkpoint = on_main_process(accelerator, check_output_dir, config)
         data, vae = load_data(config), load_vae(config)
         if vae is not None:
@@ -237,6 +239,15 @@ def build_accelerator(config: TrainingConfig) -> Accelerator:
         project_config=ProjectConfiguration(config.output_dir, logging_dir=f"{config.output_dir}/logs"),
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=config.seed),
     )
+
+
+def check_that_weights_are_whole(accelerator: Accelerator) -> None:
+    """Each process must hold the model: its average is of whole weights, and the end points of a schedule can't be sharded."""
+    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        raise ValueError(
+            f"accelerate is configured for {accelerator.distributed_type.value}, which shards a model, but every process of"
+            " this script holds the whole of it: choose `distributed_type: MULTI_GPU`, as in docs/accelerate/."
+        )
 
 
 def check_output_dir(config: TrainingConfig) -> Path | None:

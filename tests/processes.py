@@ -44,7 +44,7 @@ class Ranks:
     def join(self) -> list[int]:
         """Their exit codes; negative ones are signals."""
         for process in self.processes:
-            process.join(timeout=240)
+            process.join(timeout=600)
         assert not any(process.is_alive() for process in self.processes), self.log.read_text()
         return [process.exitcode for process in self.processes]
 

@@ -5,8 +5,11 @@ import os
 import random
 import re
 import resource
+import shlex
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -16,9 +19,11 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from conftest import TINY
 from processes import Ranks, train_vdm_with
 from safetensors.torch import load_file
 
+import train_vdm
 from vdm_diffusers import checkpoints
 from vdm_diffusers.checkpoints import find_checkpoints, latest_checkpoint
 from vdm_diffusers.data import load_digits
@@ -169,11 +174,22 @@ def test_two_processes_are_killed_and_stopped_and_go_on_bit_by_bit(tmp_path):
     assert "random_states_1.pkl" in state(tmp_path / "out" / "checkpoint-12")
 
 
+def test_more_processes_go_on_with_the_same_images_and_say_what_is_drawn_anew(whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "out")
+    options = {"max_train_steps": 14, "train_batch_size": 4, "num_processes": 2}
+    assert run(tmp_path / "out", **options) == [0, 0], (tmp_path / "out.log").read_text()
+    assert "A step takes 2 processes × batch 4 × 1 = 8 images instead of 1" in (tmp_path / "out.log").read_text()
+    states = state(tmp_path / "out" / "checkpoint-14")
+    first, second = (states[f"random_states_{rank}.pkl"]["torch_manual_seed"] for rank in range(2))
+    assert not torch.equal(first, second)
+    assert run(tmp_path / "out", max_train_steps=15) == [0], (tmp_path / "out.log").read_text()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("num_processes", [1, 2])
 def test_ten_kills_at_random_moments(tmp_path, num_processes):
     """Every other one while a checkpoint is written."""
-    options = LONG | {"max_train_steps": 100, "checkpointing_steps": 3, "validation_steps": 10, "output_dir": tmp_path / "out"}
+    options = LONG | {"max_train_steps": 100, "checkpointing_steps": 3, "validation_steps": 50, "output_dir": tmp_path / "out"}
     whole = options | {"output_dir": tmp_path / "whole"}
     log, moments, left = tmp_path / "log", random.Random(0), []
     assert Ranks(train_vdm_with, whole, num_processes=num_processes, log=log).join() == [0] * num_processes, log.read_text()
@@ -286,6 +302,48 @@ def test_a_disk_that_is_full_for_a_while_costs_a_checkpoint_and_not_the_run(trai
     assert [path.name for path in find_checkpoints(tmp_path / "out")] == ["checkpoint-2", "checkpoint-5"]
     assert not list((tmp_path / "out").glob("partial-*"))
     assert latest_checkpoint(tmp_path / "out").name == "checkpoint-5"
+
+
+NAMESPACE = ["unshare", "--user", "--map-root-user", "--mount"]
+HAS_TMPFS = subprocess.run([*NAMESPACE, "mount", "-t", "tmpfs", "tmpfs", "/mnt"], capture_output=True).returncode == 0
+
+
+def on_a_disk_of_its_own(options: str, folder: Path, script: str) -> subprocess.CompletedProcess:
+    """Run a script of the shell where `folder` is a tmpfs with these options; `$TRAIN` trains there, in `out`."""
+    flags = [part for name, value in (TINY | LONG).items() for part in (f"--{name}", str(value))]
+    train = shlex.join([sys.executable, train_vdm.__file__, *flags, "--output_dir", f"{folder}/out"])
+    script = f"mount -t tmpfs -o {options} tmpfs {folder}; cd {folder}; TRAIN='{train}'; {script}"
+    return subprocess.run([*NAMESPACE, "bash", "-c", script], capture_output=True, text=True)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not HAS_TMPFS, reason="tmpfs can't be mounted here")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [("size=600k", "is on a disk with 600 KiB free, but the run keeps"), ("size=16m,ro", "can't be written: .* is read-only")],
+)
+def test_a_disk_without_room_is_noticed_before_training(tmp_path, options, message):
+    ended = on_a_disk_of_its_own(options, tmp_path, "$TRAIN; echo exit $?; ls")
+    assert re.search(message, ended.stderr) and ended.stdout.split() == ["exit", "1"], ended
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not HAS_TMPFS, reason="tmpfs can't be mounted here")
+def test_a_disk_that_fills_up_while_training_loses_nothing(tmp_path, whole):
+    script = """
+        $TRAIN > ../log 2>&1 &
+        for i in $(seq 12000); do [ -e out/checkpoint-4 ] && break; sleep 0.01; done
+        head -c 100000000 /dev/zero > filler 2> /dev/null
+        wait %1; echo exit $?
+        cat ../log; rm filler
+        $TRAIN --resume_from_checkpoint latest > ../log 2>&1; echo exit $?
+        cp -r out ../left
+    """
+    ended = on_a_disk_of_its_own("size=4m", tmp_path, script)
+    assert "no checkpoint could be written:" in ended.stdout and "Training goes on; the last good one is" in ended.stdout
+    assert "lacks something: " in ended.stdout and "No space left on device" in ended.stdout
+    assert re.findall("^exit .*", ended.stdout, re.MULTILINE) == ["exit 1", "exit 0"], ended
+    assert_same_run(tmp_path.parent / "left", whole)
 
 
 def test_pictures_that_can_not_be_written_do_not_end_a_run(train, tmp_path, monkeypatch, capsys):

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.utils import DistributedType
 from conftest import TINY
 from processes import Ranks
 
@@ -151,6 +154,21 @@ def test_gradients_of_both_objectives_scale_with_the_loss():
         gradients.append({name: parameter.grad for name, parameter in vdm.named_parameters()})
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize(("name", "num_machines", "num_processes"), [("one_machine", 1, 8), ("several_machines", 8, 64)])
+def test_configurations_of_the_documentation_are_ones_of_accelerate(name, num_machines, num_processes):
+    config = load_config_from_file(str(Path(train_vdm.__file__).parent / "docs" / "accelerate" / f"{name}.yaml"))
+    assert (config.num_machines, config.num_processes, config.mixed_precision) == (num_machines, num_processes, "bf16")
+    assert config.distributed_type == "MULTI_GPU"
+
+
+@pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED"])
+def test_sharded_models_are_refused_before_anything_happens(train, tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType(kind))
+    with pytest.raises(SystemExit, match=f"accelerate is configured for {kind}, which shards a model.*docs/accelerate/."):
+        train()
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
