@@ -57,7 +57,7 @@ def test_command_prints_and_writes_what_the_function_returns(tmp_path, capsys):
     assert PIL.Image.open(tmp_path / "loss.png").width > 100
 
 
-ODE = ["--estimators", "ode", "--dtype", "float64", "--tolerance", "0.01"]
+ODE = ["--dtype", "float64", "--tolerance", "0.01", "--estimators", "ode"]
 
 
 def test_ode_is_that_of_the_function(tmp_path, capsys):
@@ -87,25 +87,33 @@ def test_both_conventions_of_a_stock_pipeline(tmp_path, capsys):
     assert "| DDPM's bound, fixed_large, clipped |" in capsys.readouterr().out
 
 
+def check_processes(folder: Path, num_processes: int, batch_sizes: tuple[int, ...], flags: list[str]) -> None:
+    """Compare what so many processes write with what this one does in a single batch."""
+    digits_vdm().save_pretrained(folder / "model")
+    expected = run(folder / "model", folder, "--batch_size", "297", *flags)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(num_processes), "--master_port", "29517"]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    for batch_size in batch_sizes:
+        options = ["--batch_size", str(batch_size), "--pretrained_model_name_or_path", str(folder / "model")]
+        options += ["--output_path", str(folder / "parts.json"), *flags]
+        subprocess.run([*launch, "-m", "vdm_diffusers.evaluate", *options], check=True, capture_output=True, env=environment)
+        measured = json.loads((folder / "parts.json").read_text())
+        assert measured["num_processes"] == num_processes
+        for row, other in zip(measured["results"], expected["results"]):
+            for name in {"bits_per_dim", "standard_error", "prior", "reconstruction", "diffusion"} & row.keys():
+                assert row[name] == pytest.approx(other[name], abs=1e-5), (batch_size, name)
+
+
+def test_two_processes_find_the_same(tmp_path):
+    check_processes(tmp_path, 2, (4,), [*ODE, "vlb", "--max_images", "9", "--num_repeats", "2"])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("estimator", [["--num_timesteps", "10", "continuous"], ODE], ids=["VLB", "ODE"])
 @pytest.mark.parametrize("num_processes", [1, 2])
 def test_processes_and_batches_do_not_matter(tmp_path, num_processes, estimator):
     """All 297 digits on one process and on two, in batches of 1, 7 and 297."""
-    digits_vdm().save_pretrained(tmp_path / "model")
-    flags = [*estimator, "--num_repeats", "2"]
-    expected = run(tmp_path / "model", tmp_path, "--batch_size", "297", *flags)
-    for batch_size in (1, 7, 297):
-        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(num_processes)]
-        command += ["--master_port", "29517", "-m", "vdm_diffusers.evaluate", *flags]
-        command += ["--batch_size", str(batch_size), "--pretrained_model_name_or_path", str(tmp_path / "model")]
-        command += ["--output_path", str(tmp_path / "parts.json")]
-        environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-        subprocess.run(command, check=True, capture_output=True, env=environment)
-        measured = json.loads((tmp_path / "parts.json").read_text())
-        for row, other in zip(measured["results"], expected["results"]):
-            for name in {"bits_per_dim", "standard_error", "prior", "reconstruction", "diffusion"} & row.keys():
-                assert row[name] == pytest.approx(other[name], abs=1e-5), (batch_size, name)
+    check_processes(tmp_path, num_processes, (1, 7, 297), [*estimator, "--num_repeats", "2"])
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from pathlib import Path
 import diffusers
 import torch
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 from diffusers import DiffusionPipeline
 from torch.utils.data import Subset
 
@@ -35,7 +36,7 @@ ESTIMATORS = ("vlb", "ode", "ddpm")
 
 def main(arguments: list[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
-    processes = PartialState()
+    processes = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # which only `Accelerator` reads by itself
     try:
         result = evaluate(options, processes)
     except ValueError as error:  # which all processes raise
@@ -144,6 +145,7 @@ def evaluate(options: argparse.Namespace, processes: PartialState) -> dict:
         "data": {"name": data.name, "split": options.split, "shape": list(data.shape), "num_levels": data.num_levels},
         "num_images": len(images),
         "num_repeats": options.num_repeats,
+        "num_processes": processes.num_processes,
         "seed": options.seed,
         "dtype": options.dtype,
         "versions": _versions(),
