@@ -24,7 +24,9 @@ def digits_model(tmp_path, monkeypatch):
     VDM(unet, LearnedMonotoneSchedule(-8.0, 5.0, num_features=8), num_levels=17).save_pretrained("vdm-digits")
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/quickstart.md", "docs/schedulers.md", "docs/extending.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/quickstart.md", "docs/schedulers.md", "docs/extending.md", "docs/likelihood.md"]
+)
 def test_python_blocks_run_in_order(page, digits_model, monkeypatch):
     monkeypatch.setattr("vdm_diffusers.gaussian.PREDICTIONS", PREDICTIONS | {})
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
