@@ -126,6 +126,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
+    parser.add_argument("--runs", nargs="+", choices=RUNS, default=list(RUNS), help="Which to train.")
     parser.add_argument("--steps", type=int, default=400, help="Training steps of every run.")
     parser.add_argument("--num_samples", type=int, default=500, help="Samples of every run.")
     parser.add_argument("--threads", type=int, default=1, help="Of every run.")
@@ -135,7 +136,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         prepare(Path(folder))
         print("| run | bound | Fréchet distance |\n| --- | --- | --- |")
-        for name in RUNS:
+        for name in options.runs:
             metrics = run(Path(folder), name, options.steps, options.threads)
             unit = "bits/dim" if "bits_per_dim" in metrics else "nats/dim"
             bound = metrics[unit.replace("/", "_per_")]
