@@ -24,7 +24,7 @@ docs: .venv/dev
 	$(BIN)/mkdocs build --strict
 
 bench: .venv/test
-	$(BIN)/python benchmarks/training_step.py
+	$(BIN)/python benchmarks/overhead.py
 
 clean:
 	rm -rf .venv build site *.egg-info
