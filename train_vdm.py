@@ -8,7 +8,6 @@
 """
 
 import json
-import os
 import shutil
 import sys
 import time
@@ -17,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -265,9 +265,16 @@ def check_output_dir(config: TrainingConfig) -> Path | None:
                 " `--resume_from_checkpoint latest`, or replace it by `--overwrite_output_dir`."
             )
     parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not os.access(parent, os.W_OK | os.X_OK) or not parent.is_dir():
-        raise ValueError(f"`--output_dir` {config.output_dir!r} can't be written: {str(parent)!r} is read-only.")
+    try:
+        TemporaryDirectory(dir=parent).cleanup()
+    except OSError as error:
+        raise unwritable(config, error) from error
     return None
+
+
+def unwritable(config: TrainingConfig, error: OSError) -> ValueError:
+    """What to say of an output folder that gave this error."""
+    return ValueError(f"`--output_dir` {config.output_dir!r} can't be written: {error.strerror}. Name a folder that can be.")
 
 
 def check_resumption(config: TrainingConfig, data: ImageData, checkpoint: Path, num_processes: int) -> None:
@@ -289,9 +296,7 @@ def prepare_output_dir(config: TrainingConfig, checkpoint: Path | None) -> None:
         options = {key: value for key, value in asdict(config).items() if key != "hub_token"}
         (folder / CONFIG_NAME).write_text(json.dumps(options, indent=2) + "\n")
     except OSError as error:
-        raise ValueError(
-            f"`--output_dir` {config.output_dir!r} can't be written: {error.strerror}. Name a folder that can be."
-        ) from error
+        raise unwritable(config, error) from error
 
 
 def check_that_folder_is_shared(config: TrainingConfig) -> None:

@@ -3,6 +3,7 @@
 They are forked from a server that has imported everything already, so that a test can afford to kill many of them.
 """
 
+import importlib
 import multiprocessing
 import os
 import socket
@@ -10,6 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import huggingface_hub
 import torch
 from conftest import TINY
 
@@ -35,7 +37,7 @@ class Ranks:
             port = free.getsockname()[1]
         self.log = log
         self.processes = [
-            CONTEXT.Process(target=_rank, args=(rank, num_processes, port, log, function, arguments))
+            CONTEXT.Process(target=_rank, args=(rank, num_processes, port, log, dict(os.environ), function, arguments))
             for rank in range(num_processes)
         ]
         for process in self.processes:
@@ -54,8 +56,11 @@ class Ranks:
                 os.kill(process.pid, number)
 
 
-def _rank(rank: int, num_processes: int, port: int, log: Path, function: Callable, arguments: Sequence) -> None:
-    os.environ["ACCELERATE_USE_CPU"] = "true"
+def _rank(
+    rank: int, num_processes: int, port: int, log: Path, environment: dict, function: Callable, arguments: Sequence
+) -> None:
+    os.environ.update(environment | {"ACCELERATE_USE_CPU": "true"})  # the server's is that of an earlier test
+    importlib.reload(huggingface_hub.constants)
     if num_processes > 1:
         of_rank = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": num_processes, "LOCAL_WORLD_SIZE": num_processes}
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}

@@ -29,19 +29,19 @@ STEPS = 20
 class GivenDraws(VDM):
     """Times and noise of an image are functions of the image, whichever process it comes to."""
 
-    def forward(self, images, class_labels=None, times=None):
+    def forward(self, images, class_labels=None, times=None, conditioning=None):
         generators = [torch.Generator().manual_seed(_hash(image)) for image in images]
         times = torch.stack([torch.rand((), generator=generator, dtype=torch.float64) for generator in generators])
         noise = torch.stack([torch.randn(2, *images.shape[1:], generator=g, dtype=torch.float64) for g in generators], dim=1)
-        return super().forward(images, class_labels, times, noise)
+        return super().forward(images, class_labels, times, noise, conditioning=conditioning)
 
 
 class RecordedDraws(VDM):
     """Keeps what it is given and draws itself."""
 
-    def forward(self, images, class_labels=None, times=None):
+    def forward(self, images, class_labels=None, times=None, conditioning=None):
         self.times, self.noise = times, torch.randn(2, *images.shape, generator=torch.default_generator)
-        return super().forward(images, class_labels, times, self.noise)
+        return super().forward(images, class_labels, times, self.noise, conditioning=conditioning)
 
 
 def _hash(image: torch.Tensor) -> int:
