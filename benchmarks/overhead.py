@@ -34,10 +34,10 @@ CHAIN = {"beta_schedule": "linear", "clip_sample": False}
 PEERS = {
     "DDPM": (diffusers.DDPMScheduler, {}),
     "DDIM": (diffusers.DDIMScheduler, {"eta": 0.0}),
-    "Euler": (diffusers.EulerDiscreteScheduler, None),
-    "DPM-Solver++": (diffusers.DPMSolverMultistepScheduler, None),
+    "Euler": (diffusers.EulerDiscreteScheduler, {"eta": 0.0}),
+    "DPM-Solver++": (diffusers.DPMSolverMultistepScheduler, {"eta": 0.0}),
 }
-"""Schedulers to compare with, and how VDMScheduler is told to make such steps: not at all for those that have others."""
+"""Schedulers to compare with, and how VDMScheduler is told to make steps that are deterministic where theirs are."""
 
 
 class Model:
@@ -124,8 +124,8 @@ def stepping(options: argparse.Namespace) -> Iterator[tuple[str, Ratio]]:
     """`VDMScheduler.step` over that of diffusers' schedulers."""
     for name, (peer, kwargs) in PEERS.items():
         for batch_size in BATCHES:
-            ours = steps_of(VDMScheduler(**CHAIN), batch_size, kwargs or {"eta": None})
-            theirs = steps_of(peer(**CHAIN) if kwargs is not None else peer(), batch_size, kwargs or {})
+            ours = steps_of(VDMScheduler(**CHAIN), batch_size, kwargs)
+            theirs = steps_of(peer(beta_schedule="linear"), batch_size, kwargs if name == "DDIM" else {})
             how = "η = 0" if kwargs else "ancestral"
             yield f"VDMScheduler.step, {how} / {name}, batch {batch_size}", ratio(ours, theirs, options.repeats)
 
@@ -189,20 +189,24 @@ print(time.perf_counter() - start)
 """
 
 PEAK_MEMORY = """
-import json, resource, sys
+import json, re, sys
 from argparse import Namespace
-import psutil
+from pathlib import Path
 from overhead import Model
+
+def kilobytes(name):
+    return int(re.search(name + r":\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
+
 model = Model(Namespace(**json.loads(sys.argv[1])))
-before = psutil.Process().memory_info().rss
+before = kilobytes("VmRSS")
 for _ in range(3):
     getattr(model, sys.argv[2])()
-print(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+print(kilobytes("VmHWM") - before)
 """
 
 
 def memory(options: argparse.Namespace) -> Iterator[tuple[str, Ratio]]:
-    """What a training step adds to the memory of its process, over the same for the bare denoiser."""
+    """The most that training steps add to the memory of their process, over the same for the bare denoiser (on Linux)."""
     model = json.dumps({name: getattr(options, name) for name in ("batch_size", "block_channels", "layers_per_side")})
     ratios = [
         fresh_process(PEAK_MEMORY, model, "training_step") / fresh_process(PEAK_MEMORY, model, "denoiser_step")
