@@ -188,7 +188,7 @@ import vdm_diffusers
 print(time.perf_counter() - start)
 """
 
-PEAK_MEMORY = """
+PEAK_MEMORY = r"""
 import json, re, sys
 from argparse import Namespace
 from pathlib import Path
