@@ -143,7 +143,7 @@ def test_float_arrays_are_refused(tmp_path):
 
 
 def test_other_options_for_the_digits_are_refused():
-    with pytest.raises(ValueError, match="`--num_levels` is 256, but the digits have 17"):
+    with pytest.raises(ValueError, match="`--num_levels` is 256, but that of the digits is 17"):
         load_images(num_levels=256)
     with pytest.raises(ValueError, match="`--label_column` is 'digit'"):
         load_images(label_column="digit")

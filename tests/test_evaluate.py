@@ -22,12 +22,16 @@ from torch.utils.data import Subset
 from vdm_diffusers import VDM, LearnedMonotoneSchedule, VDMUNet2DModel, evaluate
 from vdm_diffusers.data import load_digits, load_images
 from vdm_diffusers.ddpm_bound import DDPM, ddpm_bound
+from vdm_diffusers.hub import evaluation_command
 from vdm_diffusers.likelihood import variational_bound
 from vdm_diffusers.ode_likelihood import ode_likelihood
+from vdm_diffusers.streaming import load_image_stream
+from vdm_diffusers.training_config import TrainingConfig
 
 
-def digits_vdm(**kwargs) -> VDM:
-    unet = VDMUNet2DModel(8, 1, block_channels=8, layers_per_side=1, norm_num_groups=4, fourier_powers=())
+def digits_vdm(num_class_embeds: int | None = None, **kwargs) -> VDM:
+    settings = {"block_channels": 8, "layers_per_side": 1, "norm_num_groups": 4, "num_class_embeds": num_class_embeds}
+    unet = VDMUNet2DModel(8, 1, fourier_powers=(), **settings)
     torch.nn.init.normal_(unet.conv_out.weight, std=0.1)
     return VDM(unet, LearnedMonotoneSchedule(-8.0, 5.0, num_features=8), **({"num_levels": 17} | kwargs))
 
@@ -123,14 +127,61 @@ def test_processes_and_batches_do_not_matter(tmp_path, num_processes, estimator)
         (["--num_timesteps", "10", "0"], "`--num_timesteps` is 0"),
         (["--max_images", "1"], "`--max_images` is 1"),
         (["--output_path", "nowhere/result.json"], "There is no folder 'nowhere'"),
-        (["--data_dir", "nowhere"], "`--train_data_dir` 'nowhere' is no folder"),
-        ([], "`--num_levels` is 4, but the digits have 17"),
+        (["--output_path", "."], "'.' is a folder"),
+        (["--figure_path", "loss.foo"], "'loss.foo' ends in '.foo', but a plot is written as one of"),
+        (["--figure_path", "loss.png", "--estimators", "ode"], "add `vlb` to `--estimators`"),
+        (["--data_dir", "nowhere"], "`--data_dir` 'nowhere' is no folder"),
+        (["--split", "test"], "`--split` is 'test', but the embedded digits have no choice of it"),
+        (["--image_column", "foo"], "`--image_column` is 'foo', but the embedded digits have no choice of it"),
+        ([], "the model's `num_levels` is 4, but that of the digits is 17"),
     ],
 )
 def test_unsuitable_options_are_refused(tmp_path, flags, message):
     digits_vdm(num_levels=4).save_pretrained(tmp_path / "model")
     with pytest.raises(SystemExit, match=message):
         evaluate.main(["--pretrained_model_name_or_path", str(tmp_path / "model"), *flags])
+
+
+def test_words_that_are_no_number_of_steps_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        evaluate.main(["--pretrained_model_name_or_path", "model", "--num_timesteps", "abc"])
+    assert "'abc' is neither a number of steps nor 'continuous'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("num_class_embeds", "flags", "message"),
+    [
+        (6, ["--label_column", "label"], "have 10 classes, but the model has 5"),
+        (10, ["--label_column", "label"], "have 10 classes, but the model has 9"),  # the last embedding means none of them
+        (11, [], "name the column of labels"),
+        (None, ["--label_column", "label"], "The model is unconditional"),
+    ],
+)
+def test_labels_of_other_classes_are_refused(tmp_path, num_class_embeds, flags, message):
+    digits_vdm(num_class_embeds=num_class_embeds).save_pretrained(tmp_path / "model")
+    with pytest.raises(SystemExit, match=message):
+        evaluate.main(["--pretrained_model_name_or_path", str(tmp_path / "model"), *flags])
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_the_command_of_a_card_uses_as_many_images(tmp_path, streaming, capsys):
+    """Of a stream there are held-out images that are not in `data`; a validation may use some of those that are."""
+    folder = str(folder_of(PIL.Image.effect_noise((8, 8), 60), tmp_path / "images"))
+    data = load_image_stream(2, train_data_dir=folder) if streaming else load_images(train_data_dir=folder)
+    digits_vdm(num_levels=256).save_pretrained(tmp_path / "model")
+    vdm = VDM.from_pipeline(evaluate.load_pipeline(str(tmp_path / "model")))
+    config = TrainingConfig(train_data_dir=folder, streaming=streaming, max_validation_images=2)
+    command = evaluation_command(str(tmp_path / "model"), config, data, {"num_images": 2, "num_repeats": 1})
+    evaluate.main(command[3:])
+    expected = variational_bound(vdm, Subset(data.validation, range(2)))
+    assert f"| {expected.bits_per_dim:.4f} ± {expected.standard_error:.4f} |" in capsys.readouterr().out
+
+
+def test_the_command_of_a_card_names_the_configuration():
+    config = TrainingConfig(dataset_name="mnist", dataset_config_name="small")
+    command = evaluation_command("model", config, load_digits(), {"num_images": 297, "num_repeats": 1})
+    options = evaluate._parser().parse_args(command[3:])
+    assert (options.dataset_config_name, options.max_images) == ("small", None)
 
 
 @pytest.mark.parametrize("name", ["LDM", "DiT"])
@@ -175,4 +226,12 @@ def test_unsuitable_images_are_refused(tmp_path, image, message):
     DDPMPipeline(unet(), DDPMScheduler()).save_pretrained(tmp_path / "model")
     data = folder_of(image, tmp_path / "images")
     with pytest.raises(SystemExit, match=message):
+        evaluate.main(["--pretrained_model_name_or_path", str(tmp_path / "model"), "--data_dir", str(data)])
+
+
+@pytest.mark.parametrize(("num_levels", "image"), [(65536, PIL.Image.new("L", (8, 8))), (17, PIL.Image.new("1", (8, 8)))])
+def test_images_of_a_type_with_fewer_levels_are_refused(tmp_path, num_levels, image):
+    digits_vdm(num_levels=num_levels).save_pretrained(tmp_path / "model")
+    data = folder_of(image, tmp_path / "images")
+    with pytest.raises(SystemExit, match=f"the model's `num_levels` is {num_levels}, but the images are of a type that holds"):
         evaluate.main(["--pretrained_model_name_or_path", str(tmp_path / "model"), "--data_dir", str(data)])

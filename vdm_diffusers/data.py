@@ -130,10 +130,18 @@ def load_images(
     if dataset_name is not None and train_data_dir is not None:
         raise ValueError("`--dataset_name` and `--train_data_dir` are both given: choose one.")
     if dataset_name is None and train_data_dir is None:
+        choices = {
+            "dataset_config_name": dataset_config_name,
+            "image_column": image_column,
+            "validation_split": validation_split,
+        }
+        for option, value in choices.items():
+            if value is not None:
+                raise ValueError(f"`--{option}` is {value!r}, but the embedded digits have no choice of it: leave it out.")
         data = load_digits(label_column)
         check_shape(data.shape, resolution, num_channels)
         if num_levels not in (None, data.num_levels):
-            raise ValueError(f"`--num_levels` is {num_levels}, but the digits have {data.num_levels}: leave it out.")
+            raise ValueError(f"`--num_levels` is {num_levels}, but that of the digits is {data.num_levels}.")
         return data
 
     splits = load_splits(dataset_name, train_data_dir, dataset_config_name, cache_dir)
@@ -141,6 +149,7 @@ def load_images(
     image_column = find_image_column(train.features, image_column, label_column)
     shape, levels = common_format({"train": train, "validation": validation}, image_column)
     check_shape(shape, resolution, num_channels)
+    check_type(levels, num_levels)
     data = ImageData(
         train=ImageDataset(train, image_column, label_column),
         validation=ImageDataset(validation, image_column, label_column),
@@ -245,6 +254,15 @@ def check_shape(shape: tuple[int, int, int], resolution: int | None, num_channel
         )
     if num_channels not in (None, channels):
         raise ValueError(f"`--num_channels` is {num_channels}, but the images have {channels}: leave it out.")
+
+
+def check_type(levels: int, num_levels: int | None) -> None:
+    """Raise `ValueError` unless a type of images that holds so many levels holds `num_levels`."""
+    if num_levels is not None and num_levels > levels:
+        raise ValueError(
+            f"`--num_levels` is {num_levels}, but the images are of a type that holds {levels}: images of fewer levels are"
+            " other data, with another likelihood."
+        )
 
 
 def _check_levels(data: ImageData) -> None:

@@ -23,7 +23,7 @@ from torch.utils.data import Subset
 from .data import ImageData, load_images
 from .ddpm_bound import DDPM, VARIANCE_TYPES, DDPMBound, ddpm_bound
 from .dequantization import DEQUANTIZATIONS
-from .figures import save_loss_profiles
+from .figures import check_figure_path, save_loss_profiles
 from .likelihood import VariationalBound, variational_bound
 from .ode_likelihood import TRACES, ODELikelihood, ode_likelihood
 from .pixel_space import check_images, check_pixel_space
@@ -32,6 +32,11 @@ from .vdm import VDM
 
 CONTINUOUS = "continuous"
 ESTIMATORS = ("vlb", "ode", "ddpm")
+OWN_NAMES = {
+    "`--train_data_dir`": "`--data_dir`",
+    "`--validation_split`": "`--split`",
+    "`--num_levels`": "the model's `num_levels`",
+}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -61,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--pretrained_model_name_or_path", required=True, help="A saved pipeline, folder or Hub name.")
     parser.add_argument("--dataset_name", help="A data set on the Hub.")
+    parser.add_argument("--dataset_config_name", help="Its configuration, if it has several.")
     parser.add_argument("--data_dir", help="A folder of images or parquet files. Without either: the embedded digits.")
     parser.add_argument("--image_column", help="The column of images. Default: the only one, or image.")
     parser.add_argument("--label_column", help="The column of class labels, for a class-conditional model.")
@@ -119,7 +125,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _num_timesteps(text: str) -> int | None:
-    return None if text == CONTINUOUS else int(text)
+    if text == CONTINUOUS:
+        return None
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number of steps nor {CONTINUOUS!r}.")
+    return int(text)
 
 
 def evaluate(options: argparse.Namespace, processes: PartialState) -> dict:
@@ -210,14 +220,25 @@ def load_pipeline(name: str) -> DiffusionPipeline:
 
 def load_data(options: argparse.Namespace, num_levels: int) -> ImageData:
     """The images that the options name."""
-    return load_images(
-        dataset_name=options.dataset_name,
-        train_data_dir=options.data_dir,
-        image_column=options.image_column,
-        label_column=options.label_column,
-        validation_split=options.split,
-        num_levels=num_levels,
-    )
+    try:
+        return load_images(
+            dataset_name=options.dataset_name,
+            dataset_config_name=options.dataset_config_name,
+            train_data_dir=options.data_dir,
+            image_column=options.image_column,
+            label_column=options.label_column,
+            validation_split=options.split,
+            num_levels=num_levels,
+        )
+    except ValueError as error:
+        raise ValueError(_in_own_names(str(error))) from error
+
+
+def _in_own_names(message: str) -> str:
+    """A message of [`load_images`], which names the options of training, in the names of this command."""
+    for name, own_name in OWN_NAMES.items():
+        message = message.replace(name, own_name)
+    return message
 
 
 def _check_options(options: argparse.Namespace) -> None:
@@ -233,6 +254,12 @@ def _check_options(options: argparse.Namespace) -> None:
     for path in (options.output_path, options.figure_path):
         if path is not None and not path.absolute().parent.is_dir():
             raise ValueError(f"There is no folder {str(path.parent)!r} to write {path.name!r} into: make it first.")
+        if path is not None and path.is_dir():
+            raise ValueError(f"{str(path)!r} is a folder: name a file to write.")
+    if options.figure_path is not None:
+        if "vlb" not in options.estimators:
+            raise ValueError("`--figure_path` draws the loss of the variational bound: add `vlb` to `--estimators`.")
+        check_figure_path(options.figure_path)
 
 
 def _name(row: dict) -> str:

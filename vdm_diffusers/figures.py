@@ -98,6 +98,17 @@ def save_loss_profiles(profiles: dict[str, dict[str, list[float]]], path: Path) 
     _save(figure, path)
 
 
+def check_figure_path(path: Path) -> None:
+    """Raise `ValueError` unless a plot can be written to a file of that name."""
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise ValueError("Plots need matplotlib: `pip install matplotlib`.") from error
+    suffix, known = os.path.splitext(path)[1], sorted(Figure().canvas.get_supported_filetypes())
+    if suffix[1:].lower() not in known:
+        raise ValueError(f"{str(path)!r} ends in {suffix!r}, but a plot is written as one of {', '.join(known)}.")
+
+
 def _subplots(*shape: int, figsize: tuple[float, float]):
     from matplotlib.figure import Figure
 

@@ -100,7 +100,7 @@ def save_model_card(folder: Path, config: TrainingConfig, data: ImageData, vdm: 
         unit="bits per dimension" if vdm.unit is BITS_PER_DIM else "nats per dimension of the latents",
         progress="" if metrics["step"] == config.max_train_steps else f", after {metrics['step']} of its steps",
         figures=_figures(metrics, vdm.unit),
-        source=_source(name, config, metrics, vdm.unit),
+        source=_source(name, config, data, metrics, vdm.unit),
         repository=name,
         schedule=type(vdm.noise_schedule).__name__,
         gamma_0=gamma_0,
@@ -112,15 +112,18 @@ def save_model_card(folder: Path, config: TrainingConfig, data: ImageData, vdm: 
     populate_model_card(ModelCard(content), ["variational-diffusion-model", TASK]).save(folder / "README.md")
 
 
-def evaluation_command(model: str, config: TrainingConfig, metrics: dict) -> list[str]:
-    """What prints the figures of the card."""
+def evaluation_command(model: str, config: TrainingConfig, data: ImageData, metrics: dict) -> list[str]:
+    """What prints the figures of the card. Of a stream's held-out images `data` has the first alone."""
+    all_used = not config.streaming and metrics["num_images"] == len(data.validation)
     options = {
         "pretrained_model_name_or_path": model,
         "dataset_name": config.dataset_name,
+        "dataset_config_name": config.dataset_config_name,
         "data_dir": config.train_data_dir,
         "image_column": config.image_column,
         "label_column": config.label_column,
         "split": config.validation_split,
+        "max_images": None if all_used else metrics["num_images"],
         "num_timesteps": config.num_timesteps,
         "num_repeats": metrics["num_repeats"],
         "seed": config.seed,
@@ -129,10 +132,10 @@ def evaluation_command(model: str, config: TrainingConfig, metrics: dict) -> lis
     return ["python", "-m", "vdm_diffusers.evaluate", *flags]
 
 
-def _source(name: str, config: TrainingConfig, metrics: dict, unit: Unit) -> str:
+def _source(name: str, config: TrainingConfig, data: ImageData, metrics: dict, unit: Unit) -> str:
     if unit is not BITS_PER_DIM:
         return "It is one of a density, which depends on the scaling of the latents, and was measured by `train_vdm.py`."
-    return f"It is printed by\n\n```shell\n{shlex.join(evaluation_command(name, config, metrics))}\n```"
+    return f"It is printed by\n\n```shell\n{shlex.join(evaluation_command(name, config, data, metrics))}\n```"
 
 
 def _metadata(name: str, config: TrainingConfig, data: ImageData, metrics: dict, unit: Unit) -> str:

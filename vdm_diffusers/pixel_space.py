@@ -5,6 +5,7 @@ from diffusers.models.modeling_utils import ModelMixin
 
 from .data import ImageData
 from .scheduling_vdm import VDMScheduler
+from .unet_vdm import VDMUNet2DModel
 
 
 def check_pixel_space(pipeline: DiffusionPipeline) -> None:
@@ -43,5 +44,18 @@ def check_images(pipeline: DiffusionPipeline, data: ImageData) -> None:
             f"The images of {data.name!r} are {size[0]}×{size[1]}, but those of the model are {expected[0]}×{expected[1]}:"
             " evaluate it on the data that it is a model of. Resized images are other data, with another likelihood."
         )
-    if config.get("num_class_embeds") and data.num_classes is None:
+    _check_classes(pipeline, data)
+
+
+def _check_classes(pipeline: DiffusionPipeline, data: ImageData) -> None:
+    num_embeds = pipeline.unet.config.get("num_class_embeds")
+    if not num_embeds:
+        if data.num_classes is not None:
+            raise ValueError("The model is unconditional: leave out `--label_column`.")
+        return
+    if data.num_classes is None:
         raise ValueError("The model is class-conditional: name the column of labels by `--label_column`.")
+    is_vdm = isinstance(pipeline.unet, VDMUNet2DModel) or isinstance(pipeline.scheduler, VDMScheduler)
+    num_classes = num_embeds - 1 if is_vdm else num_embeds  # the last of a VDM's means none of them
+    if data.num_classes != num_classes:
+        raise ValueError(f"The images of {data.name!r} have {data.num_classes} classes, but the model has {num_classes}.")

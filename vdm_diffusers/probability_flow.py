@@ -7,6 +7,7 @@
 `g² = sigma²`.) It knows no time: between two gammas the flow is the same for every noise schedule.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -91,8 +92,11 @@ def integrate(
             dimension. The latents are of order 1, so it is absolute.
 
     Raises:
+        `ValueError`: for a `tolerance` that is not positive.
         `FloatingPointError`: when the denoiser's output is not finite, naming the place in the batch and the timestep.
     """
+    if not 0 < tolerance < math.inf:
+        raise ValueError(f"`tolerance` is {tolerance}, but must be positive and finite.")
     dtype = highest_precision(z.device)
     shape, num_dims = z.shape, z[0].numel()
 
