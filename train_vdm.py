@@ -13,8 +13,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -39,7 +40,7 @@ from vdm_diffusers.checkpoints import CheckpointError, clear_the_way, find_check
 from vdm_diffusers.data import ImageData, load_images
 from vdm_diffusers.figures import save_forward_process, save_training_curve
 from vdm_diffusers.hub import Uploads, check_token, create_repository, save_model_card
-from vdm_diffusers.latent_data import in_latent_space
+from vdm_diffusers.latent_data import in_latent_space, latent_shape
 from vdm_diffusers.likelihood import VariationalBound, histogram_bits_per_dim, variational_bound
 from vdm_diffusers.model_building import build_vdm
 from vdm_diffusers.planning import check_disk_space, describe_plan, needs_of
@@ -59,23 +60,28 @@ def main() -> None:
     seconds: dict[str, float] = {}
     with exit_with_message(ValueError), timed(seconds, "preparation"):
         config = parse_options(sys.argv[1:])
+        check_packages(config)
         accelerator = build_accelerator(config)
         check_that_weights_are_whole(accelerator)
         checkpoint = on_main_process(accelerator, check_output_dir, config)
         data, vae = load_data(config), load_vae(config)
+        shape = data.shape if vae is None else latent_shape(vae, data)
+        set_seed(config.seed)
+        vdm = build_vdm(config, replace(data, shape=shape), vae)
         if vae is not None:
             with accelerator.main_process_first():
-                data = in_latent_space(data, vae, config.cache_latents, accelerator.device, config.seed)
+                data = in_latent_space(
+                    data, vae, config.cache_latents, accelerator.device, config.seed, write=not config.dry_run
+                )
         if checkpoint is not None:
             on_main_process(accelerator, check_resumption, config, data, checkpoint, accelerator.num_processes)
-        set_seed(config.seed)
         torch.set_float32_matmul_precision("high" if config.allow_tf32 else "highest")
-        vdm = build_vdm(config, data, vae)
         on_main_process(accelerator, check_needs, config, data, vdm, accelerator)
-        if config.dry_run:
-            return
         set_seed(config.seed, device_specific=True)
         trainer = Trainer(accelerator, config, vdm, data, checkpoint)
+        if config.dry_run:
+            trainer.progress.close()
+            return
         if config.push_to_hub:
             config.hub_model_id = on_main_process(accelerator, create_repository, config)
         on_main_process(accelerator, prepare_output_dir, config, checkpoint)
@@ -209,6 +215,16 @@ def read_options(path: Path) -> list[str]:
     return flags
 
 
+def check_packages(config: TrainingConfig) -> None:
+    """Refuse to begin without what a run would miss at its first picture, or for the digits."""
+    packages = {"matplotlib": "matplotlib"}
+    if config.dataset_name is None and config.train_data_dir is None:
+        packages["sklearn"] = "scikit-learn"
+    for module, package in packages.items():
+        if find_spec(module) is None:
+            raise ValueError(f"{package} is not installed: `pip install '.[quickstart]'` installs what training runs need.")
+
+
 def load_data(config: TrainingConfig) -> ImageData:
     """The images that the options name."""
     names = (
@@ -251,11 +267,28 @@ def check_that_weights_are_whole(accelerator: Accelerator) -> None:
 
 
 def check_output_dir(config: TrainingConfig) -> Path | None:
-    """Refuse a folder that can't be written, one with a run in it unless that run is to be resumed or replaced, and any other
-    with files; find and verify the checkpoint that is to be resumed, and return it."""
-    folder = Path(config.output_dir)
+    """Refuse a folder that can't be written, or that holds something other than the run to resume or to replace; find,
+    verify and return the checkpoint that is to be resumed."""
+    folder, checkpoint = Path(config.output_dir), None
     if config.resume_from_checkpoint is not None:
-        return find_checkpoint(config.resume_from_checkpoint, folder)
+        checkpoint = find_checkpoint(config.resume_from_checkpoint, folder)
+    if not lies_in(folder, checkpoint):
+        check_that_folder_is_free(config, folder)
+    parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    try:
+        TemporaryDirectory(dir=parent).cleanup()
+    except OSError as error:
+        raise unwritable(config, error) from error
+    return checkpoint
+
+
+def lies_in(folder: Path, checkpoint: Path | None) -> bool:
+    """Whether a run that goes on from this checkpoint is that of this folder."""
+    return checkpoint is not None and folder.resolve() in checkpoint.resolve().parents
+
+
+def check_that_folder_is_free(config: TrainingConfig, folder: Path) -> None:
+    """Refuse a folder with another run unless it is to be replaced, and any other with files."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         if not (folder / CONFIG_NAME).is_file():
             raise ValueError(f"`--output_dir` {config.output_dir!r} holds something other than a run: name another folder.")
@@ -264,12 +297,6 @@ def check_output_dir(config: TrainingConfig) -> Path | None:
                 f"`--output_dir` {config.output_dir!r} holds another run: name another folder, go on with that run by"
                 " `--resume_from_checkpoint latest`, or replace it by `--overwrite_output_dir`."
             )
-    parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    try:
-        TemporaryDirectory(dir=parent).cleanup()
-    except OSError as error:
-        raise unwritable(config, error) from error
-    return None
 
 
 def unwritable(config: TrainingConfig, error: OSError) -> ValueError:
@@ -285,10 +312,10 @@ def check_resumption(config: TrainingConfig, data: ImageData, checkpoint: Path, 
 
 
 def prepare_output_dir(config: TrainingConfig, checkpoint: Path | None) -> None:
-    """Make the output folder, empty unless a run is resumed, and write the options there."""
+    """Make the output folder, empty unless the run in it is resumed, and write the options there."""
     folder = Path(config.output_dir)
     try:
-        if folder.exists() and checkpoint is None:
+        if folder.exists() and not lies_in(folder, checkpoint):
             shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
         if checkpoint is not None:

@@ -1,6 +1,7 @@
 """train_vdm.py from end to end on the digits: what it writes, how it resumes, what it refuses."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -132,6 +133,20 @@ def test_options_come_from_a_file_and_then_from_flags(tmp_path):
     [
         ({"gamma_min": 6.0}, "`--gamma_min` is 6.0 and `--gamma_max` 5.0"),
         ({"max_train_steps": 0}, "`--max_train_steps` is 0"),
+        ({"learning_rate": -1}, "`--learning_rate` is -1.0, but must be at least 0"),
+        ({"learning_rate": "nan"}, "`--learning_rate` is nan, but must be at least 0"),
+        ({"class_dropout": 2}, "`--class_dropout` is 2.0, but must be from 0 to 1"),
+        ({"max_grad_norm": 0}, "`--max_grad_norm` is 0.0, but must be positive"),
+        ({"adam_beta2": 1}, "`--adam_beta2` is 1.0, but must be at least 0 and below 1"),
+        ({"max_validation_images": 1}, "`--max_validation_images` is 1, but must be at least 2"),
+        (
+            {"train_data_dir": "data", "validation_split": "train"},
+            "`--validation_split` is 'train', whose images are trained on",
+        ),
+        (
+            {"pretrained_model_name_or_path": "tests"},
+            "`--pretrained_model_name_or_path` 'tests' could not be loaded: .* Name a",
+        ),
         ({"noise_schedule": "LearnedChainSchedule"}, "give T as `--num_timesteps`"),
         ({"train_data_dir": "nowhere"}, "`--train_data_dir` 'nowhere' is no folder"),
         ({"resolution": 28}, "`--resolution` is 28, but the images are 8×8"),
@@ -155,9 +170,10 @@ def test_help_explains_the_options(capsys):
 
 
 def test_unknown_choices_are_refused(train, capsys):
-    with pytest.raises(SystemExit):
-        train(prediction_type="flow")
-    assert "invalid choice: 'flow' (choose from" in capsys.readouterr().err
+    for option in ("prediction_type", "lr_scheduler"):
+        with pytest.raises(SystemExit):
+            train(**{option: "flow"})
+        assert "invalid choice: 'flow' (choose from" in capsys.readouterr().err
 
 
 def test_files_with_unknown_options_are_refused(tmp_path):
@@ -174,6 +190,30 @@ def test_another_run_s_folder_is_left_alone(train, tmp_path):
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
     train("--overwrite_output_dir", max_train_steps=1)
     assert not (tmp_path / "out" / "checkpoint-6").exists()
+
+
+def test_a_run_resumed_into_another_folder_leaves_what_is_there(train, tmp_path):
+    train(max_train_steps=1, validation_steps=10)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("years")
+    checkpoint = {"resume_from_checkpoint": tmp_path / "out" / "checkpoint-1", "max_train_steps": 2, "validation_steps": 10}
+    with pytest.raises(SystemExit, match="holds something other than a run"):
+        train(output_dir=tmp_path / "other", **checkpoint)
+    shutil.copytree(tmp_path / "out", tmp_path / "another")
+    with pytest.raises(SystemExit, match="holds another run"):
+        train(output_dir=tmp_path / "another", **checkpoint)
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["thesis.tex"]
+    train("--overwrite_output_dir", output_dir=tmp_path / "another", **checkpoint)
+    names = sorted(path.name for path in (tmp_path / "another").glob("*checkpoint-*"))
+    assert names == ["checkpoint-2"] and (tmp_path / "out" / "checkpoint-1").is_dir()
+
+
+def test_a_missing_package_is_named_before_anything_is_written(train, tmp_path, monkeypatch):
+    for module, package in (("matplotlib", "matplotlib"), ("sklearn", "scikit-learn")):
+        monkeypatch.setattr(train_vdm, "find_spec", lambda name, module=module: None if name == module else name)
+        with pytest.raises(SystemExit, match=rf"{package} is not installed: `pip install '.\[quickstart\]'`"):
+            train()
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_of_something_else_is_never_overwritten(train, tmp_path):

@@ -9,10 +9,10 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from diffusers import UNet2DModel
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from tiny_pipelines import vae
 
-from vdm_diffusers import VDM, LinearSchedule, VDMPipeline
+from vdm_diffusers import VDM, LinearSchedule, VDMPipeline, VDMUNet2DModel
 
 
 @pytest.fixture
@@ -120,6 +120,20 @@ def test_latents_train_and_are_sampled_in_another_process(train, folder, tmp_pat
     torch.testing.assert_close(images, here, rtol=1e-4, atol=1e-5)
 
 
+def test_a_dry_run_encodes_nothing_to_keep_and_refuses_what_a_run_would(train, folder, tmp_path, capsys, monkeypatch):
+    vae(in_channels=1, out_channels=1).save_pretrained(tmp_path / "vae")
+    train("--dry_run", train_data_dir=folder, vae_model_name_or_path=tmp_path / "vae", cache_latents=tmp_path / "latents")
+    assert "4×4×4, latents of AutoencoderKL, no classes" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="`--cache_latents` .* holds something other than latents"):
+        train("--dry_run", train_data_dir=folder, vae_model_name_or_path=tmp_path / "vae", cache_latents=folder)
+    with pytest.raises(SystemExit, match="`--dataloader_num_workers` is 9, but the stream has 3 files"):
+        train("--dry_run", "--streaming", train_data_dir=folder, max_validation_images=4, dataloader_num_workers=9)
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
+    with pytest.raises(SystemExit, match="`--optimizer adamw_8bit` needs bitsandbytes"):
+        train("--dry_run", optimizer="adamw_8bit")
+    assert {path.name for path in tmp_path.iterdir()} <= {"data", "cache", "vae"}
+
+
 def test_a_resumed_run_on_latents_equals_an_unbroken_one(train, folder, tmp_path):
     vae(in_channels=1, out_channels=1).save_pretrained(tmp_path / "vae")
     options = {"train_data_dir": folder, "vae_model_name_or_path": tmp_path / "vae", "validation_steps": 100}
@@ -157,3 +171,24 @@ def test_pretrained_models_that_don_t_fit_the_options(train, folder, tmp_path):
         train(augmentation="paper", **options)
     with pytest.raises(SystemExit, match="has no class embeddings, but 3 are needed"):
         train(label_column="label", **options)
+    unet.register_to_config(sample_size=16)
+    VDM(unet, LinearSchedule()).save_pretrained(tmp_path / "model")
+    with pytest.raises(SystemExit, match="is a model of 16×16, but .* has 8×8: choose data of the model's size"):
+        train(**options)
+    DDPMPipeline(unet, DDPMScheduler()).save_pretrained(tmp_path / "stock")
+    with pytest.raises(SystemExit, match="stock' could not be loaded: .* Name a model that train_vdm.py or"):
+        train(**options | {"pretrained_model_name_or_path": tmp_path / "stock"})
+    with pytest.raises(SystemExit, match="`--vae_model_name_or_path` .* could not be loaded: It is a pipeline without a `vae`"):
+        train(train_data_dir=folder, vae_model_name_or_path=tmp_path / "model")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_pretrained_model_keeps_its_autoencoder(train, folder, tmp_path):
+    first, second = (vae(in_channels=1, out_channels=1) for _ in range(2))
+    second.save_pretrained(tmp_path / "vae")
+    unet = VDMUNet2DModel(4, 4, block_channels=8, layers_per_side=1, norm_num_groups=4, fourier_powers=())
+    VDM(unet, LinearSchedule(), vae=first).save_pretrained(tmp_path / "model")
+    options = {"train_data_dir": folder, "pretrained_model_name_or_path": tmp_path / "model"}
+    with pytest.raises(SystemExit, match="is a model of the latents of another autoencoder than"):
+        train("--dry_run", vae_model_name_or_path=tmp_path / "vae", **options)
+    train("--dry_run", vae_model_name_or_path=tmp_path / "model", **options)

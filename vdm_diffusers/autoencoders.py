@@ -15,6 +15,9 @@ def load_autoencoder(name_or_path: str | os.PathLike, cache_dir: str | None = No
     for subfolder in (None, "vae"):
         try:
             vae = AutoModel.from_pretrained(str(name_or_path), subfolder=subfolder, cache_dir=cache_dir)
+        except TypeError:  # AutoModel's, where the index of a pipeline doesn't list the subfolder
+            reason = "It is a pipeline without a `vae`."
+            continue
         except Exception as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             continue
@@ -58,6 +61,18 @@ def decode(vae: ModelMixin, latents: Tensor) -> Tensor:
     with torch.autocast(latents.device.type, enabled=False):
         images = vae.decode((latents / scale + shift).to(vae.dtype), return_dict=False)[0]
     return images.to(latents.dtype).clamp(-1, 1)
+
+
+def have_same_latents(vae: ModelMixin, other: ModelMixin) -> bool:
+    """Whether two autoencoders have the same weights, and shift and scale latents alike."""
+    options = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
+    weights, others = vae.state_dict(), other.state_dict()
+    return (
+        type(vae) is type(other)
+        and all(vae.config.get(name) == other.config.get(name) for name in options)
+        and weights.keys() == others.keys()
+        and all(torch.equal(weight.cpu(), others[name].cpu()) for name, weight in weights.items())
+    )
 
 
 def _shift_and_scale(vae: ModelMixin, device: torch.device) -> tuple[Tensor | float, Tensor | float]:

@@ -29,7 +29,7 @@ class CheckpointError(Exception):
     """A checkpoint could not be written; the message is the reason, and nothing has changed."""
 
 
-def save_checkpoint(accelerator: Accelerator, output_dir: Path, step: int, facts: dict, limit: int | None = None) -> None:
+def save_checkpoint(accelerator: Accelerator, output_dir: Path, step: int, facts: dict, limit: int) -> None:
     """
     Write `checkpoint-{step}` with the state of all processes, then delete all but the newest `limit` checkpoints.
 
@@ -135,7 +135,7 @@ def _on_all(accelerator: Accelerator, function: Callable[[], object]) -> None:
         raise CheckpointError(reasons[0])
 
 
-def _publish(partial: Path, facts: dict, limit: int | None) -> None:
+def _publish(partial: Path, facts: dict, limit: int) -> None:
     """Make a written folder a checkpoint: its manifest, everything on the disk, its name; then the old ones can go."""
     files = {}
     for path in sorted(path for path in partial.rglob("*") if path.is_file() and path.name != MANIFEST):
@@ -147,7 +147,7 @@ def _publish(partial: Path, facts: dict, limit: int | None) -> None:
     checkpoint = partial.with_name(partial.name.removeprefix("partial-"))
     partial.rename(checkpoint)
     _flush(checkpoint.parent)
-    for old in [] if limit is None else find_checkpoints(checkpoint.parent)[:-limit]:
+    for old in find_checkpoints(checkpoint.parent)[:-limit]:
         shutil.rmtree(old.rename(old.with_name(f"partial-{old.name}")))
 
 

@@ -18,6 +18,8 @@ from .resuming import fingerprint
 
 
 BATCH_SIZE = 64
+DESCRIPTION = "latents.json"
+"""What the latents of a folder are those of; written last."""
 
 
 class LatentDataset(Dataset):
@@ -40,7 +42,12 @@ class LatentDataset(Dataset):
 
 
 def in_latent_space(
-    data: ImageData, vae: ModelMixin, folder: str | None = None, device: torch.device | str = "cpu", seed: int = 0
+    data: ImageData,
+    vae: ModelMixin,
+    folder: str | None = None,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+    write: bool = True,
 ) -> ImageData:
     """
     The same data for a model of latents: held-out images are encoded here; those of training too if there is a `folder` to
@@ -49,21 +56,29 @@ def in_latent_space(
     Args:
         folder (`str`, *optional*): Written unless it holds the latents of these images by this autoencoder already.
         seed (`int`): Of the draws, where the autoencoder has a distribution of latents.
+        write (`bool`): Whether the folder may be written; if not, training images that it lacks stay images.
 
     Raises:
         `ValueError`: if the autoencoder isn't one of such images, or if the folder holds other latents.
     """
-    shape = _latent_shape(vae, data)
+    shape = latent_shape(vae, data)
     labels = np.zeros(len(data.validation), dtype=np.int64)
     latents = np.empty((len(data.validation), *shape), dtype=np.float32)
     _encode_all(vae, data, data.validation, latents, labels, device, seed)
     labelled = data.num_classes is not None
     validation = LatentDataset(latents, labels if labelled else None)
-    train = data.train if folder is None else _kept(Path(folder), vae, data, shape, device, seed)
+    train = data.train
+    if folder is not None:
+        facts = _facts(vae, data, seed)
+        if write and not _holds(Path(folder), facts):
+            _write(Path(folder), facts, vae, data, shape, device, seed + 1)
+        if _holds(Path(folder), facts):
+            train = _read(Path(folder), labelled)
     return replace(data, train=train, validation=validation, shape=shape)
 
 
-def _latent_shape(vae: ModelMixin, data: ImageData) -> tuple[int, int, int]:
+def latent_shape(vae: ModelMixin, data: ImageData) -> tuple[int, int, int]:
+    """The `(c, h, w)` of the latents of such images; `ValueError` if the autoencoder isn't one of them."""
     image = scale_to_unit(data.validation[0]["images"][None], data.num_levels)
     channels = vae.config.get("in_channels", data.shape[0])
     if channels == data.shape[0]:
@@ -76,31 +91,45 @@ def _latent_shape(vae: ModelMixin, data: ImageData) -> tuple[int, int, int]:
     )
 
 
-def _kept(folder: Path, vae: ModelMixin, data: ImageData, shape: tuple, device: torch.device | str, seed: int) -> Dataset:
-    """The latents of the training images from a folder, which is written first if need be; `latents.json` comes last."""
+def _facts(vae: ModelMixin, data: ImageData, seed: int) -> dict:
+    """What kept latents are those of."""
     weights = sum(parameter.double().abs().sum().item() for parameter in vae.parameters())
-    facts = {"images": fingerprint(data), "autoencoder": f"{type(vae).__name__} {weights:.6e}", "seed": seed}
-    description = folder / "latents.json"
-    if not description.exists():
+    return {"images": fingerprint(data), "autoencoder": f"{type(vae).__name__} {weights:.6e}", "seed": seed}
+
+
+def _holds(folder: Path, facts: dict) -> bool:
+    """Whether a folder holds these latents; `ValueError` if it holds anything else."""
+    if not (folder / DESCRIPTION).exists():
         if folder.exists() and any(folder.iterdir()):
             raise ValueError(f"`--cache_latents` {str(folder)!r} holds something other than latents: name another folder.")
-        partial = folder.with_name(f".{folder.name}-partial")
-        partial.mkdir(parents=True, exist_ok=True)
-        count = len(data.train)
-        labels = np.lib.format.open_memmap(partial / "labels.npy", "w+", np.int64, (count,))
-        latents = np.lib.format.open_memmap(partial / "latents.npy", "w+", np.float32, (count, *shape))
-        _encode_all(vae, data, data.train, latents, labels, device, seed + 1)
-        latents.flush(), labels.flush()
-        (partial / description.name).write_text(json.dumps(facts))
-        folder.exists() and folder.rmdir()
-        partial.rename(folder)
-    elif json.loads(description.read_text()) != facts:
+        return False
+    if json.loads((folder / DESCRIPTION).read_text()) != facts:
         raise ValueError(
             f"`--cache_latents` {str(folder)!r} holds latents of other images, or by another autoencoder or seed: name another"
             " folder, or delete this one."
         )
+    return True
+
+
+def _write(
+    folder: Path, facts: dict, vae: ModelMixin, data: ImageData, shape: tuple, device: torch.device | str, seed: int
+) -> None:
+    """Encode the training images into a folder, which is there once all of them are."""
+    partial = folder.with_name(f".{folder.name}-partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    count = len(data.train)
+    labels = np.lib.format.open_memmap(partial / "labels.npy", "w+", np.int64, (count,))
+    latents = np.lib.format.open_memmap(partial / "latents.npy", "w+", np.float32, (count, *shape))
+    _encode_all(vae, data, data.train, latents, labels, device, seed)
+    latents.flush(), labels.flush()
+    (partial / DESCRIPTION).write_text(json.dumps(facts))
+    folder.exists() and folder.rmdir()
+    partial.rename(folder)
+
+
+def _read(folder: Path, labelled: bool) -> LatentDataset:
     latents, labels = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("latents", "labels"))
-    return LatentDataset(latents, None if data.num_classes is None else labels)
+    return LatentDataset(latents, labels if labelled else None)
 
 
 def _encode_all(

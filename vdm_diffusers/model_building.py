@@ -6,6 +6,7 @@ from inspect import signature
 from diffusers import ModelMixin
 
 from .augmentations import check_augmentation
+from .autoencoders import have_same_latents
 from .data import ImageData
 from .noise_schedules import NOISE_SCHEDULES, LearnedChainSchedule, NoiseSchedule
 from .training_config import TrainingConfig
@@ -31,10 +32,8 @@ def build_vdm(config: TrainingConfig, data: ImageData, vae: ModelMixin | None = 
 
 
 def pretrained_vdm(config: TrainingConfig, data: ImageData, vae: ModelMixin | None) -> VDM:
-    """The saved model that the configuration names."""
-    vdm = VDM.from_pretrained(
-        config.pretrained_model_name_or_path, config.num_timesteps, config.weighting, cache_dir=config.cache_dir
-    )
+    """The saved model that the configuration names, if it is one of such data."""
+    vdm = load_vdm(config)
     if (vdm.unet.config.in_channels, vdm.num_levels) != (data.shape[0], data.num_levels):
         raise ValueError(
             f"`--pretrained_model_name_or_path` is a model of images with {vdm.unet.config.in_channels} channels and"
@@ -44,6 +43,16 @@ def pretrained_vdm(config: TrainingConfig, data: ImageData, vae: ModelMixin | No
         raise ValueError("`--pretrained_model_name_or_path` is a model of latents: name its `--vae_model_name_or_path` too.")
     if vdm.vae is None and vae is not None:
         raise ValueError("`--pretrained_model_name_or_path` is a model of pixels: leave out `--vae_model_name_or_path`.")
+    if vae is not None and not have_same_latents(vae, vdm.vae):
+        raise ValueError(
+            "`--pretrained_model_name_or_path` is a model of the latents of another autoencoder than"
+            f" `--vae_model_name_or_path` {config.vae_model_name_or_path!r}: give it the model's own name."
+        )
+    if (size := sample_size(vdm)) != tuple(data.shape[1:]):
+        raise ValueError(
+            f"`--pretrained_model_name_or_path` is a model of {'×'.join(map(str, size))}, but {data.name!r} has"
+            f" {'×'.join(map(str, data.shape[1:]))}: choose data of the model's size."
+        )
     embeddings, needed = vdm.unet.config.get("num_class_embeds"), number_of_embeddings(data)
     if "num_class_embeds" in vdm.unet.config and embeddings != needed:
         raise ValueError(
@@ -51,6 +60,25 @@ def pretrained_vdm(config: TrainingConfig, data: ImageData, vae: ModelMixin | No
             " one more than there are classes: see `--label_column`."
         )
     return vdm
+
+
+def load_vdm(config: TrainingConfig) -> VDM:
+    """The saved model as it is; `ValueError` if there is none."""
+    name = config.pretrained_model_name_or_path
+    try:
+        return VDM.from_pretrained(name, config.num_timesteps, config.weighting, cache_dir=config.cache_dir)
+    except OSError as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"`--pretrained_model_name_or_path` {name!r} could not be loaded: {reason} Name a model that train_vdm.py or"
+            " `VDM.save_pretrained` wrote, as a folder or on the Hub."
+        ) from error
+
+
+def sample_size(vdm: VDM) -> tuple[int, int]:
+    """Height and width of what a model samples, in its latents if it has any."""
+    size = vdm.unet.config.sample_size
+    return (size, size) if isinstance(size, int) else tuple(size)
 
 
 def number_of_embeddings(data: ImageData) -> int | None:

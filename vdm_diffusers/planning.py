@@ -43,7 +43,7 @@ def needs_of(config: TrainingConfig, vdm: VDM) -> Needs:
     checkpoint = weights + 2 * trained + average
     folder = Path(config.output_dir).absolute()
     kept = len(find_checkpoints(folder)) if config.resume_from_checkpoint else 0
-    to_come = max((config.checkpoints_total_limit or 1) - kept, 0) + 1
+    to_come = max(config.checkpoints_total_limit - kept, 0) + 1
     return Needs(
         state=weights + 3 * trained + average,
         activations=activation_bytes(vdm, config.train_batch_size),
@@ -85,10 +85,10 @@ def describe_plan(config: TrainingConfig, data: ImageData, vdm: VDM, num_process
         train, epochs = "a stream", ""
     else:
         train, epochs = f"{len(data.train):,} images", f", {config.max_train_steps / steps_an_epoch(run, data):,.1f} epochs"
-    kept = config.checkpoints_total_limit or "all"
+    levels = f"{data.num_levels} levels" if vdm.vae is None else f"latents of {type(vdm.vae).__name__}"
     lines = {
         "data": f"{data.name}: {train} to train on, {len(data.validation):,} held out; {channels}×{height}×{width},"
-        f" {data.num_levels} levels, {'no' if data.num_classes is None else data.num_classes} classes",
+        f" {levels}, {'no' if data.num_classes is None else data.num_classes} classes",
         "denoiser": f"{type(vdm.unet).__name__}, {num_parameters(vdm.unet):,} parameters",
         "noise schedule": f"{type(vdm.noise_schedule).__name__}, {num_parameters(vdm.noise_schedule):,} parameters",
         "steps": f"{config.max_train_steps:,} of {images_a_step(run):,} images: {num_processes} processes × batch"
@@ -96,8 +96,8 @@ def describe_plan(config: TrainingConfig, data: ImageData, vdm: VDM, num_process
         "device": f"{device.type}, {config.mixed_precision} mixed precision",
         "memory": f"{in_units(needs.state)} for weights, gradients, AdamW and average on each process, and about"
         f" {in_units(needs.activations)} for activations; {_memory_of(device)}",
-        "disk": f"{in_units(needs.checkpoint)} a checkpoint, {kept} kept, {in_units(needs.disk)} in all;"
-        f" {in_units(needs.free_disk)} free",
+        "disk": f"{in_units(needs.checkpoint)} a checkpoint, {config.checkpoints_total_limit} kept,"
+        f" {in_units(needs.disk)} in all; {in_units(needs.free_disk)} free",
         "output": f"{config.output_dir}: checkpoints every {config.checkpointing_steps:,} steps, validation every"
         f" {config.validation_steps:,}",
         "Hub": f"{config.hub_model_id or Path(config.output_dir).name}, {config.hub_strategy}" if config.push_to_hub else "no",

@@ -1,5 +1,6 @@
 """TrainingConfig: every option of a training run."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -7,6 +8,10 @@ from .augmentations import AUGMENTATIONS
 from .gaussian import PREDICTIONS
 from .noise_schedules import NOISE_SCHEDULES, LearnedChainSchedule, TableSchedule
 from .weightings import WEIGHTINGS
+
+
+LR_SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
+"""Those of diffusers that need nothing but the number of steps."""
 
 
 def option(default, help: str, **metadata):
@@ -79,7 +84,7 @@ class TrainingConfig:
     gradient_accumulation_steps: int = option(1, "Batches a step.")
     learning_rate: float = option(2e-4, "Peak learning rate of the denoiser.")
     schedule_learning_rate: float = option(1e-3, "Peak learning rate of the noise schedule.")
-    lr_scheduler: str = option("constant_with_warmup", "Learning-rate schedule, by its name in diffusers.")
+    lr_scheduler: Literal[LR_SCHEDULERS] = option("constant_with_warmup", "Learning-rate schedule, by its name in diffusers.")
     lr_warmup_steps: int = option(1000, "Steps of linear warm-up.")
     adam_beta1: float = option(0.9, "AdamW's beta1.")
     adam_beta2: float = option(0.99, "AdamW's beta2.")
@@ -102,7 +107,7 @@ class TrainingConfig:
     resume_from_checkpoint: str | None = option(None, "'latest', or a checkpoint folder, to go on from.")
     allow_config_change: bool = option(False, "Go on from a checkpoint with other options than its own.")
     checkpointing_steps: int = option(5000, "Steps between checkpoints.")
-    checkpoints_total_limit: int | None = option(2, "Checkpoints to keep; older ones are deleted.")
+    checkpoints_total_limit: int = option(2, "Checkpoints to keep; older ones are deleted.")
     logging_steps: int = option(20, "Steps between log entries.")
     validation_steps: int = option(5000, "Steps between validations and sample grids.")
     validation_repeats: int = option(1, "Times and noises an image when validating.")
@@ -122,14 +127,12 @@ class TrainingConfig:
     hub_token: str | None = option(None, "Access token. Default: the one that you are logged in with.")
 
     def __post_init__(self):
-        at_least_one = (
-            "shuffle_buffer_size", "max_train_steps", "train_batch_size", "gradient_accumulation_steps", "checkpointing_steps",
-            "checkpoints_total_limit", "logging_steps", "validation_steps", "validation_repeats",
-            "final_validation_repeats", "num_samples", "num_inference_steps",
-        )  # fmt: skip
-        for name in at_least_one:
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"`--{name}` is {getattr(self, name)}, but must be at least 1.")
+        for (condition, holds), names in RANGES.items():
+            for name in names:
+                if (value := getattr(self, name)) is not None and not holds(value):
+                    raise ValueError(f"`--{name}` is {value}, but must be {condition}.")
+        if self.validation_split == "train":
+            raise ValueError("`--validation_split` is 'train', whose images are trained on: name another, or leave it out.")
         if self.streaming and self.dataset_name is None and self.train_data_dir is None:
             raise ValueError("`--streaming` needs `--dataset_name` or `--train_data_dir`: the digits are embedded.")
         if self.streaming and self.max_validation_images is None:
@@ -150,6 +153,23 @@ class TrainingConfig:
         if self.noise_schedule == LearnedChainSchedule.__name__ and self.num_timesteps is None:
             raise ValueError("`--noise_schedule LearnedChainSchedule` is a chain of T steps: give T as `--num_timesteps`.")
 
+
+RANGES = {
+    ("at least 0", lambda value: 0 <= value < math.inf): (
+        "dataloader_num_workers", "learning_rate", "schedule_learning_rate", "lr_warmup_steps", "adam_weight_decay", "seed",
+    ),
+    ("at least 1", lambda value: value >= 1): (
+        "resolution", "num_channels", "shuffle_buffer_size", "block_channels", "layers_per_side", "norm_num_groups",
+        "num_timesteps", "max_train_steps", "train_batch_size", "gradient_accumulation_steps", "checkpointing_steps",
+        "checkpoints_total_limit", "logging_steps", "validation_steps", "validation_repeats", "final_validation_repeats",
+        "num_samples", "num_inference_steps",
+    ),
+    ("at least 2", lambda value: value >= 2): ("num_levels", "max_validation_images"),
+    ("positive", lambda value: value > 0): ("adam_epsilon", "max_grad_norm"),
+    ("from 0 to 1", lambda value: 0 <= value <= 1): ("class_dropout", "ema_decay"),
+    ("at least 0 and below 1", lambda value: 0 <= value < 1): ("dropout", "adam_beta1", "adam_beta2"),
+}  # fmt: skip
+"""Which values options can have, if any at all: the condition in words and as a function, and whose it is."""
 
 DIGITS = {
     "output_dir": "vdm-digits",
