@@ -12,6 +12,7 @@ from cases import LEARNED_PINNED, SCHEDULES
 from diffusers import (
     CogVideoXDDIMScheduler,
     DDIMScheduler,
+    DDPMPipeline,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
     EDMDPMSolverMultistepScheduler,
@@ -20,10 +21,10 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 from gaussian_model import COVARIANCE, MEAN, GaussianDenoiser
-from tiny_pipelines import BUILDERS, CHOOSES_ETA, images
+from tiny_pipelines import BUILDERS, CHOOSES_ETA, images, unet
 from torch import Tensor, nn
 
-from vdm_diffusers import CosineSchedule, LinearSchedule, VDMScheduler
+from vdm_diffusers import VDM, CosineSchedule, LinearSchedule, VDMScheduler
 
 
 SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
@@ -310,3 +311,30 @@ def test_steps_out_of_order_are_refused():
     with pytest.raises(ValueError, match="one after the other"):
         scheduler.step(z, scheduler.timesteps[0], z)
     scheduler.step(z, scheduler.timesteps[3], z)
+
+
+def test_a_stock_model_trained_as_a_vdm_keeps_its_chain(tmp_path):
+    """What is saved tells the denoiser the same indices, at the same gammas."""
+    pipe = DDPMPipeline(unet(), DDPMScheduler(beta_schedule="squaredcos_cap_v2"))
+    vdm = VDM.from_pipeline(pipe)
+    vdm.save_pretrained(tmp_path)
+    again = VDM.from_pretrained(tmp_path)
+    gammas = vdm.timestep_map.gammas[[0, 10, 500, 998]]
+    for model in (vdm, again):
+        torch.testing.assert_close(model.timestep_map(gammas), torch.tensor([0.0, 10, 500, 998], dtype=torch.float64))
+        torch.testing.assert_close(model.noise_schedule(torch.tensor([0.0, 1.0]).double()), vdm.timestep_map.gammas[[0, -1]])
+
+
+def test_a_chain_that_ends_in_pure_noise_needs_another_schedule():
+    pipe = DDPMPipeline(unet(), DDPMScheduler(rescale_betas_zero_snr=True))
+    with pytest.raises(ValueError, match="ends in pure noise"):
+        VDM.from_pipeline(pipe)
+    assert VDM.from_pipeline(pipe, LinearSchedule(-8.0, 5.0)).noise_schedule.gamma_max == 5.0
+
+
+@pytest.mark.parametrize("eta", [-0.1, 1.5])
+def test_shares_of_noise_are_between_none_and_all(eta):
+    scheduler = VDMScheduler()
+    scheduler.set_timesteps(3)
+    with pytest.raises(ValueError, match=f"`eta` is {eta}"):
+        scheduler.step(torch.zeros(1, 1, 2, 2), scheduler.timesteps[0], torch.zeros(1, 1, 2, 2), eta=eta)

@@ -11,8 +11,8 @@ CHAIN = torch.tensor([-9.0, -7.5, -7.0, -2.0, 1.0, 5.0], dtype=torch.float64)
 MAPS = {
     "affine": AffineTimesteps(gamma_min=-13.3, gamma_max=5.0),
     "affine_short": AffineTimesteps(gamma_min=-2.0, gamma_max=6.0, num_train_timesteps=10),
-    "chain": ChainTimesteps(CHAIN),
-    "chain_of_two": ChainTimesteps(torch.tensor([-1.0, 3.0], dtype=torch.float64)),
+    "chain": ChainTimesteps(CHAIN, {}),
+    "chain_of_two": ChainTimesteps(torch.tensor([-1.0, 3.0], dtype=torch.float64), {}),
 }
 
 
@@ -88,5 +88,5 @@ def test_chain_map_goes_on_beyond_the_chain_along_its_first_and_last_interval(ga
 
 def test_chain_map_of_an_affine_chain_is_affine():
     affine = AffineTimesteps(-10.0, 8.0, 90)
-    chain = ChainTimesteps(torch.linspace(-10.0, 8.0, 91, dtype=torch.float64))
+    chain = ChainTimesteps(torch.linspace(-10.0, 8.0, 91, dtype=torch.float64), {})
     torch.testing.assert_close(chain(gammas()), affine(gammas()), rtol=0, atol=1e-10)

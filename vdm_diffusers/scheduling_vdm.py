@@ -123,7 +123,8 @@ class VDMScheduler(SchedulerMixin, ConfigMixin):
         else:
             chain = self._chain()
             alphas_cumprod = chain.alphas_cumprod.double()
-            self.timestep_map = ChainTimesteps(torch.log1p(-alphas_cumprod) - torch.log(alphas_cumprod))
+            gamma = torch.log1p(-alphas_cumprod) - torch.log(alphas_cumprod)
+            self.timestep_map = ChainTimesteps(gamma, {name: self.config[name] for name in CHAIN_OPTIONS})
         self.noise_schedule = None if gammas is None else TableSchedule(gammas, times)
         if self.noise_schedule is not None:
             self.register_to_config(**{name: list(self.noise_schedule.config[name]) for name in ("gammas", "times")})
@@ -297,7 +298,7 @@ class VDMScheduler(SchedulerMixin, ConfigMixin):
             [`VDMSchedulerOutput`] or `tuple`, in the dtype of `sample`.
 
         Raises:
-            `ValueError`: without `set_timesteps`, and for a timestep out of order.
+            `ValueError`: without `set_timesteps`, for a timestep out of order, and for an `eta` outside [0, 1].
         """
         index = self._next_index(timestep)
         eta = self.config.eta if eta is None else eta
@@ -322,6 +323,8 @@ class VDMScheduler(SchedulerMixin, ConfigMixin):
         """Of every step, computed when first asked for after `set_timesteps`."""
         key = (prediction_type, eta)
         if key not in self._factors:
+            if eta is not None and not 0 <= eta <= 1:
+                raise ValueError(f"`eta` is {eta}, but the share of fresh noise is between 0 and 1.")
             gammas_s = self._gammas_next if eta is None else self._gammas_ddim
             self._factors[key] = _step_factors(prediction_type, gammas_s, self._gammas, 1.0 if eta is None else eta)
         return self._factors[key]

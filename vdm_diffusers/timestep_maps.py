@@ -11,7 +11,13 @@ from torch import Tensor, nn
 
 
 class TimestepMap(nn.Module, ABC):
-    """A strictly increasing function `gamma -> timestep` and its inverse, elementwise, for floating-point arguments."""
+    """A strictly increasing function `gamma -> timestep` and its inverse, elementwise, for floating-point arguments.
+
+    Attributes:
+        config (`dict`): What makes it, in the terms of a [`VDMScheduler`]'s configuration.
+    """
+
+    config: dict[str, object]
 
     @abstractmethod
     def forward(self, gamma: Tensor) -> Tensor:
@@ -32,6 +38,10 @@ class AffineTimesteps(TimestepMap):
         super().__init__()
         self.gamma_min, self.gamma_max, self.num_train_timesteps = gamma_min, gamma_max, num_train_timesteps
 
+    @property
+    def config(self) -> dict[str, object]:
+        return {name: getattr(self, name) for name in ("gamma_min", "gamma_max", "num_train_timesteps")}
+
     def forward(self, gamma: Tensor) -> Tensor:
         return (gamma - self.gamma_min) * (self.num_train_timesteps / (self.gamma_max - self.gamma_min))
 
@@ -46,10 +56,12 @@ class ChainTimesteps(TimestepMap):
 
     Args:
         gammas (`Tensor` of shape `(N,)`): `log((1 - ᾱ_i) / ᾱ_i)` of the chain's indices i = 0, ..., N - 1, increasing.
+        config (`dict`): The chain, in the terms of a scheduler's configuration.
     """
 
-    def __init__(self, gammas: Tensor):
+    def __init__(self, gammas: Tensor, config: dict[str, object]):
         super().__init__()
+        self.config = config
         self.register_buffer("gammas", gammas, persistent=False)
 
     def forward(self, gamma: Tensor) -> Tensor:

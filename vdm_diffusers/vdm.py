@@ -329,11 +329,7 @@ class VDM(nn.Module):
     def to_scheduler(self) -> VDMScheduler:
         """A scheduler with the present state of the noise schedule."""
         return VDMScheduler.from_noise_schedule(
-            self.noise_schedule,
-            prediction_type=self.prediction_type,
-            gamma_min=self.timestep_map.gamma_min,
-            gamma_max=self.timestep_map.gamma_max,
-            num_train_timesteps=self.timestep_map.num_train_timesteps,
+            self.noise_schedule, prediction_type=self.prediction_type, **self.timestep_map.config
         )
 
     def to_pipeline(self) -> "VDMPipeline":
@@ -352,12 +348,22 @@ class VDM(nn.Module):
     ) -> "VDM":
         """The model that a pipeline samples, sharing its denoiser.
 
-        Its noise schedule is the scheduler's table, fixed, unless another is given to train on with.
+        Its noise schedule is the scheduler's table or chain, fixed, unless another is given to train on with. Raises
+        `ValueError` if it needs another because the chain ends in pure noise.
         """
         scheduler = VDMScheduler.from_config(pipeline.scheduler.config)
+        noise_schedule = noise_schedule or scheduler.noise_schedule
+        if noise_schedule is None:
+            gammas = scheduler.timestep_map.gammas
+            if gammas[-1].isinf():
+                raise ValueError(
+                    "The chain ends in pure noise (`rescale_betas_zero_snr`), where gamma is infinite: give a `noise_schedule`"
+                    " whose end points are finite."
+                )
+            noise_schedule = TableSchedule(gammas.tolist())
         return cls(
             pipeline.unet,
-            noise_schedule or scheduler.noise_schedule or TableSchedule(scheduler.timestep_map.gammas.tolist()),
+            noise_schedule,
             prediction_type=scheduler.config.prediction_type,
             num_levels=pipeline.config.get("num_levels", 256),
             num_timesteps=num_timesteps,
