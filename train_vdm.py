@@ -193,26 +193,33 @@ def parse_options(arguments: list[str]) -> TrainingConfig:
     """Options from a file, if the first argument is one, then from flags; without a data set, those of the digits."""
     parser = HfArgumentParser(TrainingConfig, description=__doc__.splitlines()[0])
     if arguments and not arguments[0].startswith("-"):
-        arguments = read_options(Path(arguments[0])) + arguments[1:]
+        options = read_options(Path(arguments[0]))
+        if options.get("fourier_powers") == []:  # a flag can't say so
+            parser.set_defaults(fourier_powers=options.pop("fourier_powers"))
+        arguments = as_flags(options) + arguments[1:]
     if parser.parse_args(arguments).dataset_name is None and parser.parse_args(arguments).train_data_dir is None:
         parser.set_defaults(**DIGITS)
     return parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)[0]
 
 
-def read_options(path: Path) -> list[str]:
-    """The options of a YAML or JSON file, as flags."""
+def read_options(path: Path) -> dict[str, str | list[str]]:
+    """The options that a YAML or JSON file has values for, as it writes them: `no` is a word, and typed by its option."""
     if not path.is_file():
         raise ValueError(f"There is no file of options {str(path)!r}; flags begin with `--`.")
-    options = yaml.safe_load(path.read_text())
-    known = {option.name for option in fields(TrainingConfig)}
-    if not isinstance(options, dict) or not set(options) <= known:
-        unknown = sorted(set(options) - known) if isinstance(options, dict) else type(options).__name__
+    options = yaml.load(path.read_text(), yaml.BaseLoader)
+    known = {option.name: option.default for option in fields(TrainingConfig)}
+    if not isinstance(options, dict) or not options.keys() <= known.keys():
+        unknown = sorted(options.keys() - known.keys()) if isinstance(options, dict) else type(options).__name__
         raise ValueError(f"{str(path)!r} must map options to values, but has {unknown}; `--help` lists the options.")
-    flags = []
-    for name, value in options.items():
-        if value is not None:
-            flags += [f"--{name}", *(map(str, value) if isinstance(value, list) else [str(value)])]
-    return flags
+    empty = {name for name, value in options.items() if value in ("", "~", "null")}
+    if needed := sorted(name for name in empty if known[name] is not None):
+        raise ValueError(f"{str(path)!r} has no value for {needed}: give one, or leave it out.")
+    return {name: value for name, value in options.items() if name not in empty}
+
+
+def as_flags(options: dict[str, str | list[str]]) -> list[str]:
+    """What they are on a command line."""
+    return [part for name, value in options.items() for part in (f"--{name}", *(value if isinstance(value, list) else [value]))]
 
 
 def check_packages(config: TrainingConfig) -> None:

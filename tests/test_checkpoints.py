@@ -234,6 +234,10 @@ def cut_the_manifest(checkpoint: Path) -> None:
     os.truncate(checkpoint / "manifest.json", 100)
 
 
+def empty_the_manifest(checkpoint: Path) -> None:
+    (checkpoint / "manifest.json").write_text('{"files": {}}')
+
+
 def remove_a_file(checkpoint: Path) -> None:
     (checkpoint / "random_states_0.pkl").unlink()
 
@@ -243,6 +247,7 @@ DAMAGES = {
     flip_a_bit: "optimizer.bin has changed since it was written",
     remove_the_manifest: "checkpoint-12 has no manifest.json",
     cut_the_manifest: "manifest.json is damaged",
+    empty_the_manifest: "manifest.json is damaged",
     remove_a_file: "random_states_0.pkl is missing",
 }
 
@@ -272,7 +277,10 @@ def test_nothing_is_resumed_where_every_checkpoint_is_damaged(whole, tmp_path, t
     shutil.copytree(whole, tmp_path / "out")
     for checkpoint in find_checkpoints(tmp_path / "out"):
         remove_the_manifest(checkpoint)
-    with pytest.warns(UserWarning, match="passed over"), pytest.raises(SystemExit, match="there is no such checkpoint"):
+    with (
+        pytest.warns(UserWarning, match="passed over"),
+        pytest.raises(SystemExit, match="with `--overwrite_output_dir` where a run"),
+    ):
         train(resume_from_checkpoint="latest")
 
 
@@ -389,6 +397,8 @@ def test_another_model_is_refused_even_if_options_may_change(whole, tmp_path, tr
 def test_other_images_are_refused(whole, tmp_path, train, monkeypatch):
     shutil.copytree(whole, tmp_path / "out")
     monkeypatch.setattr("vdm_diffusers.data.DIGITS_TRAIN_SIZE", 1499)
+    with pytest.raises(SystemExit, match="with other options: --label_column None -> label. Give it the options of that run"):
+        train(**LONG, label_column="label", resume_from_checkpoint="latest")
     with pytest.raises(SystemExit, match="goes on from a run on 'digits', but these are other images, those of 'digits'"):
         train("--allow_config_change", **LONG, resume_from_checkpoint="latest")
 

@@ -106,6 +106,7 @@ def test_images_of_another_shape_are_named_when_they_come(folder):
         ({"image_column": "picture"}, "`--image_column` is 'picture', but the columns are 'image'"),
         ({"validation_split": "dev"}, "`--validation_split` is 'dev', but the splits are"),
         ({"resolution": 32}, "`--resolution` is 32, but the images are 4×6"),
+        ({"num_levels": 3}, "`--num_levels` is 3, but image 3 has values from 3 to 3"),
     ],
 )
 def test_options_that_contradict_the_stream(folder, options, message):

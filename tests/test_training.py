@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import numpy as np
@@ -180,6 +181,19 @@ def test_files_with_unknown_options_are_refused(tmp_path):
     (tmp_path / "options.json").write_text(json.dumps({"learning_rte": 1.0}))
     with pytest.raises(ValueError, match=r"has \['learning_rte'\]"):
         train_vdm.parse_options([str(tmp_path / "options.json")])
+
+
+def test_files_of_options_mean_what_they_write(tmp_path):
+    path = tmp_path / "options.yaml"
+    path.write_text("mixed_precision: no\nfourier_powers: []\nstreaming: false\nnum_timesteps: null\nlearning_rate: 1e-5\n")
+    config = train_vdm.parse_options([str(path)])
+    assert (config.mixed_precision, config.fourier_powers, config.streaming) == ("no", [], False)
+    assert config.num_timesteps is None and config.learning_rate == 1e-5
+    path.write_text(json.dumps(asdict(config)))
+    assert train_vdm.parse_options([str(path)]) == config
+    path.write_text("checkpoints_total_limit: null")
+    with pytest.raises(ValueError, match=r"has no value for \['checkpoints_total_limit'\]: give one, or leave it out"):
+        train_vdm.parse_options([str(path)])
 
 
 def test_another_run_s_folder_is_left_alone(train, tmp_path):

@@ -20,6 +20,8 @@ from safetensors import SafetensorError
 
 
 MANIFEST = "manifest.json"
+FACTS = {"files": dict, "step": int, "data": dict, "num_processes": int, "options": dict}
+"""What a manifest says at least, and its types."""
 NAME = re.compile(r"checkpoint-(\d+)")
 ALL_NAMES = "*checkpoint-*/**"
 """What matches the files of all checkpoints, whole, partial and set aside."""
@@ -63,12 +65,13 @@ def read_manifest(checkpoint: Path) -> dict:
     """The files of a checkpoint, its step, and the facts of its run; `ValueError` if it is missing or damaged."""
     try:
         manifest = json.loads((checkpoint / MANIFEST).read_text())
-        manifest["files"].items()
-        return manifest
+        if all(isinstance(manifest[name], kind) for name, kind in FACTS.items()):
+            return manifest
     except FileNotFoundError:
         raise ValueError(f"{checkpoint} has no {MANIFEST}") from None
-    except (ValueError, TypeError, KeyError, AttributeError):
-        raise ValueError(f"{checkpoint / MANIFEST} is damaged") from None
+    except (ValueError, TypeError, KeyError):
+        pass
+    raise ValueError(f"{checkpoint / MANIFEST} is damaged")
 
 
 def verify_checkpoint(checkpoint: Path) -> None:
@@ -103,7 +106,8 @@ def find_checkpoint(name: str, output_dir: Path) -> Path:
     if checkpoint is None or not checkpoint.is_dir() or not NAME.fullmatch(checkpoint.name):
         raise ValueError(
             f"`--resume_from_checkpoint` is {name!r}, but there is no such checkpoint; `--output_dir` {str(output_dir)!r} holds"
-            f" {[folder.name for folder in find_checkpoints(output_dir)]}. Leave it out to start anew."
+            f" {[folder.name for folder in find_checkpoints(output_dir)]}. Leave it out to start anew, with"
+            " `--overwrite_output_dir` where a run is to be replaced."
         )
     if name != "latest":
         try:

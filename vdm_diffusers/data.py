@@ -159,7 +159,8 @@ def load_images(
         name=dataset_name or train_data_dir,
     )
     if data.num_levels < levels:
-        _check_levels(data)
+        check_levels(data.train, num_levels)
+        check_levels(data.validation, num_levels)
     return data
 
 
@@ -265,15 +266,14 @@ def check_type(levels: int, num_levels: int | None) -> None:
         )
 
 
-def _check_levels(data: ImageData) -> None:
-    for dataset in (data.train, data.validation):
-        for index in range(len(dataset)):
-            values = dataset[index]["images"]
-            if values.min() < 0 or values.max() >= data.num_levels:
-                raise ValueError(
-                    f"`--num_levels` is {data.num_levels}, but image {index} has values from {values.min()} to {values.max()}:"
-                    " images must be integers in [0, num_levels)."
-                )
+def check_levels(images: Dataset, num_levels: int) -> None:
+    for index in range(len(images)):
+        values = images[index]["images"]
+        if values.min() < 0 or values.max() >= num_levels:
+            raise ValueError(
+                f"`--num_levels` is {num_levels}, but image {index} has values from {values.min()} to {values.max()}:"
+                " images must be integers in [0, num_levels)."
+            )
 
 
 def _count_classes(datasets: tuple, label_column: str) -> int:

@@ -37,17 +37,17 @@ def compare_runs(then: dict, now: dict, allow_config_change: bool) -> list[str]:
 
     Raises `ValueError` for another data set, and for options that the weights depend on unless `allow_config_change`.
     """
-    if then["data"]["fingerprint"] != now["data"]["fingerprint"]:
-        raise ValueError(
-            f"`--resume_from_checkpoint` goes on from a run on {then['data']['name']!r}, but these are other images, those of"
-            f" {now['data']['name']!r}: name that data set, or train the finished model on by"
-            " `--pretrained_model_name_or_path`."
-        )
     differences = ", ".join(_differences(then, now))
     if differences and not allow_config_change:
         raise ValueError(
             f"`--resume_from_checkpoint` goes on from a run with other options: {differences}. Give it the options of that run,"
             " which its `training_config.json` holds, or go on with these by `--allow_config_change`."
+        )
+    if then["data"]["fingerprint"] != now["data"]["fingerprint"]:
+        raise ValueError(
+            f"`--resume_from_checkpoint` goes on from a run on {then['data']['name']!r}, but these are other images, those of"
+            f" {now['data']['name']!r}: name that data set, or train the finished model on by"
+            " `--pretrained_model_name_or_path`."
         )
     return ([f"Options have changed: {differences}."] if differences else []) + _redrawn(then, now)
 

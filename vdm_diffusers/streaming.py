@@ -14,6 +14,7 @@ from torch.utils.data import IterableDataset
 from .data import (
     ImageData,
     ImageDataset,
+    check_levels,
     check_shape,
     common_format,
     find_image_column,
@@ -185,9 +186,12 @@ def load_image_stream(
     )
     shape, levels = common_format({"train": first, split: held_out}, image_column)
     check_shape(shape, resolution, num_channels)
+    validation = ImageDataset(held_out, image_column, label_column)
+    if num_levels is not None:
+        check_levels(validation, num_levels)
     return ImageData(
         train=ImageStream(splits["train"], image_column, label_column, (shape, levels), buffer_size, seed),
-        validation=ImageDataset(held_out, image_column, label_column),
+        validation=validation,
         shape=shape,
         num_levels=num_levels or levels,
         num_classes=None if label_column is None else features[label_column].num_classes,
