@@ -8,7 +8,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler
+from diffusers import DDIMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 
 from vdm_diffusers import VDM, LearnedMonotoneSchedule, VDMPipeline, VDMUNet2DModel
 
@@ -179,7 +179,8 @@ def test_half_precision_denoiser_keeps_float32_latents():
         ({"latents": torch.zeros(3, 3, 6, 8)}, "number of images is contradictory"),
         ({"generator": [torch.Generator()]}, "1 generators for 2 images"),
         ({"class_labels": [0, 1]}, "this denoiser is unconditional"),
-        ({"class_labels": [0, 1], "guidance_scale": 2.0}, "needs a class-conditional denoiser"),
+        ({"class_labels": [0, 1], "guidance_scale": 2.0}, "this denoiser is unconditional"),
+        ({"guidance_scale": 3.0}, "`guidance_scale` is 3.0, which needs `class_labels`"),
         ({"callback_on_step_end_tensor_inputs": ["prompt"]}, "offers"),
     ],
 )
@@ -249,8 +250,62 @@ def test_log_likelihood_is_no_less_than_the_bound():
         (torch.full((1, 3, 6, 8), 16), ValueError, r"run from 16 to 16"),
         (torch.zeros(1, 1, 6, 8, dtype=torch.uint8), ValueError, r"the shape \(1, 6, 8\), but this model's are \(3, 6, 8\)"),
         (PIL.Image.new("RGB", (8, 6), (17, 18, 34)), ValueError, "have other levels than the 16"),
+        (PIL.Image.new("YCbCr", (8, 6)), ValueError, "PIL mode 'YCbCr'"),
+        (PIL.Image.new("P", (8, 6)), ValueError, "PIL mode 'P'"),
+        (PIL.Image.new("1", (8, 6)), ValueError, "PIL mode '1', which holds 2 levels"),
+        ([PIL.Image.new("RGB", (8, 6)), PIL.Image.new("RGB", (6, 6))], ValueError, "one size and mode"),
+        ([np.zeros((6, 8, 3), dtype=np.uint8)], ValueError, "must hold PIL images"),
+        ([], ValueError, "at least one"),
+        (np.zeros((6, 8), dtype=np.uint8), ValueError, r"must be integers, \(B, H, W, C\)"),
     ],
 )
 def test_images_without_a_likelihood_are_refused(images, error, message):
     with pytest.raises(error, match=message):
         tiny_pipeline().log_likelihood(images)
+
+
+def test_pictures_of_more_levels_than_they_hold_are_refused():
+    pipe = tiny_pipeline()
+    pipe.register_to_config(num_levels=1024)
+    with pytest.raises(ValueError, match="PIL images hold 256 levels, but this model has 1024"):
+        pipe.encode(PIL.Image.new("RGB", (8, 6)))
+
+
+def test_arrays_of_16_bits_are_those_of_8():
+    pipe, array = smooth_pipeline(), np.full((1, 6, 8, 3), 9, dtype=np.uint8)
+    assert torch.equal(pipe.encode(array.astype(np.uint16), tolerance=0.1), pipe.encode(array, tolerance=0.1))
+
+
+@pytest.mark.parametrize("labels", [[9], [-1]])
+def test_labels_that_the_denoiser_does_not_know_are_refused(labels):
+    pipe = tiny_pipeline(num_class_embeds=4)
+    with pytest.raises(ValueError, match="must be from 0 to 3, the last for no class"):
+        pipe(class_labels=labels)
+    with pytest.raises(ValueError, match="must be from 0 to 3, the last for no class"):
+        pipe.encode(torch.zeros(1, 3, 6, 8, dtype=torch.uint8), labels)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"output_type": "latent"}, "`output_type` is 'latent', but must be one of 'pil', 'np', 'pt'"),
+        ({"latents": torch.zeros(1, 3, 6, 6)}, "`latents` have the shape"),
+        ({"tolerance": 0.0}, "`tolerance` is 0.0"),
+        ({"tolerance": -1.0}, "`tolerance` is -1.0"),
+    ],
+)
+def test_what_cannot_be_decoded_is_refused(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_pipeline().decode(**({"latents": torch.zeros(1, 3, 6, 8)} | kwargs))
+
+
+def test_likelihoods_need_one_generator_an_image():
+    with pytest.raises(ValueError, match="2 generators for 1 images"):
+        tiny_pipeline().log_likelihood(torch.zeros(1, 3, 6, 8, dtype=torch.uint8), generator=[torch.Generator()] * 2)
+
+
+def test_schedulers_of_other_processes_are_refused():
+    pipe = tiny_pipeline()
+    pipe.scheduler = FlowMatchEulerDiscreteScheduler()
+    with pytest.raises(ValueError, match="FlowMatchEulerDiscreteScheduler is no scheduler of a variance-preserving"):
+        pipe()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import gaussian
 from .autoencoders import decode
-from .data import image_to_tensor
+from .data import image_format, image_to_tensor
 from .ode_likelihood import log_likelihood
 from .pixel_space import check_pixel_space
 from .probability_flow import integrate
@@ -21,6 +21,7 @@ from .vdm import VDM, evaluating
 
 
 Generators = torch.Generator | list[torch.Generator] | None
+OUTPUT_TYPES = ("pil", "np", "pt")
 Images = PIL.Image.Image | list[PIL.Image.Image] | np.ndarray | Tensor
 
 
@@ -101,16 +102,23 @@ class VDMPipeline(DiffusionPipeline):
         Returns:
             [`ImagePipelineOutput`] or `tuple`: whose first element is the images.
         """
-        if output_type not in ("pil", "np", "pt", "latent"):
-            raise ValueError(f"`output_type` is {output_type!r}, but must be 'pil', 'np', 'pt' or 'latent'.")
+        _check_output_type(output_type, (*OUTPUT_TYPES, "latent"))
         unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
         if unknown:
             raise ValueError(
                 f"`callback_on_step_end_tensor_inputs` has {sorted(unknown)}, but offers {self._callback_tensor_inputs}."
             )
+        if not hasattr(self.scheduler, "init_noise_sigma"):
+            raise ValueError(
+                f"{type(self.scheduler).__name__} is no scheduler of a variance-preserving diffusion: take one for a β-chain,"
+                " by its `from_config(pipe.scheduler.config)`."
+            )
+        if guidance_scale != 1 and class_labels is None:
+            raise ValueError(
+                f"`guidance_scale` is {guidance_scale}, which needs `class_labels` and a class-conditional denoiser."
+            )
         device = self._execution_device
-        if class_labels is not None:
-            class_labels = torch.as_tensor(class_labels, device=device).reshape(-1)
+        class_labels = self._labels(class_labels)
         batch_size = self._resolve_batch_size(batch_size, class_labels, latents)
         # before the latents: some schedulers scale them by the first noise level
         self._set_timesteps(num_inference_steps, timesteps, device)
@@ -165,9 +173,10 @@ class VDMPipeline(DiffusionPipeline):
         Raises:
             `TypeError` and `ValueError`: for images that are not integers, do not fit `num_levels` or have another shape.
         """
-        levels, class_labels = self._levels(images), self._labels(class_labels)
+        vdm, levels, class_labels = self._vdm(), self._levels(images), self._labels(class_labels)
+        _check_generators(generator, len(levels))
         options = (dequantization, num_importance_samples, trace, tolerance, generator)
-        nats = log_likelihood(self._vdm(), levels, class_labels, *options).nats
+        nats = log_likelihood(vdm, levels, class_labels, *options).nats
         self.maybe_free_model_hooks()
         return nats
 
@@ -191,6 +200,8 @@ class VDMPipeline(DiffusionPipeline):
         output_type: str = "pil",
     ) -> list[PIL.Image.Image] | np.ndarray | Tensor:
         """Latents `z_1` `(B, C, H, W)` to images by the ODE; `output_type` is `"pil"`, `"np"` or `"pt"` as in `__call__`."""
+        _check_output_type(output_type, OUTPUT_TYPES)
+        self._check_shape("latents", latents)
         vdm = self._vdm()
         gamma_0, gamma_1 = vdm.noise_schedule.end_points()
         latents = latents.to(self._execution_device)
@@ -207,27 +218,47 @@ class VDMPipeline(DiffusionPipeline):
         return vdm
 
     def _labels(self, class_labels: list[int] | Tensor | None) -> Tensor | None:
-        return None if class_labels is None else torch.as_tensor(class_labels, device=self._execution_device).reshape(-1)
+        """The labels on the device; `ValueError` for those that the denoiser doesn't know."""
+        if class_labels is None:
+            return None
+        labels, null = torch.as_tensor(class_labels, device=self._execution_device).reshape(-1), self._null_class()
+        if ((labels < 0) | (labels > null)).any():
+            raise ValueError(f"`class_labels` are {labels.tolist()}, but must be from 0 to {null}, the last for no class.")
+        return labels
 
     def _levels(self, images: Images) -> Tensor:
         """Images as integers `(B, C, H, W)`."""
         if isinstance(images, PIL.Image.Image):
             images = [images]
         if isinstance(images, list):
-            images = self._shown_levels(torch.stack([image_to_tensor(image) for image in images]))
+            images = self._shown_levels(images)
         elif isinstance(images, np.ndarray):
-            images = torch.from_numpy(images).permute(0, 3, 1, 2)
-        size = self.unet.config.sample_size
-        shape = (self.unet.config.in_channels, *((size, size) if isinstance(size, int) else size))
-        if tuple(images.shape[1:]) != shape:
-            raise ValueError(f"`images` have the shape {tuple(images.shape[1:])}, but this model's are {shape}.")
+            if images.ndim != 4 or images.dtype.kind not in "iu":
+                raise ValueError(
+                    f"`images` are an array of the shape {images.shape} and the type {images.dtype}, but must be integers,"
+                    " (B, H, W, C)."
+                )
+            images = torch.from_numpy(images.astype(np.int64)).permute(0, 3, 1, 2)
+        self._check_shape("images", images)
         return images.to(self._execution_device)
 
-    def _shown_levels(self, shown: Tensor) -> Tensor:
-        """The levels of pictures, of which `_show` makes `255 v / (num_levels - 1)`."""
+    def _check_shape(self, name: str, tensor: Tensor) -> None:
+        """Raise `ValueError` unless a tensor is `(B, C, H, W)` with the `(C, H, W)` of the model."""
+        size = self.unet.config.sample_size
+        shape = (self.unet.config.in_channels, *((size, size) if isinstance(size, int) else size))
+        if tensor.ndim != 4 or len(tensor) == 0:
+            raise ValueError(f"`{name}` have the shape {tuple(tensor.shape)}, but must be (B, C, H, W), with at least one.")
+        if tuple(tensor.shape[1:]) != shape:
+            raise ValueError(f"`{name}` have the shape {tuple(tensor.shape[1:])}, but this model's are {shape}.")
+
+    def _shown_levels(self, pictures: list[PIL.Image.Image]) -> Tensor:
+        """The levels of pictures, `(B, C, H, W)`, of which `_show` makes `255 v / (num_levels - 1)`."""
         highest = self.config.num_levels - 1
+        if highest > 255:
+            raise ValueError(f"PIL images hold 256 levels, but this model has {highest + 1}: give an array or a tensor.")
+        shown = torch.stack([image_to_tensor(picture) for picture in _checked_pictures(pictures)])
         levels = (shown.double() * highest / 255).round()
-        if shown.max() > 255 or ((levels * 255 / highest).round() != shown).any():
+        if ((levels * 255 / highest).round() != shown).any():
             raise ValueError(
                 f"These PIL images have other levels than the {highest + 1} of this model, which are shown evenly spaced in"
                 " [0, 255]: give them as integers in [0, num_levels), without resizing or normalisation."
@@ -272,8 +303,7 @@ class VDMPipeline(DiffusionPipeline):
         self.scheduler.set_timesteps(timesteps=timesteps.tolist(), device=device)
 
     def _prepare_latents(self, batch_size: int, generator: Generators, latents: Tensor | None, device: torch.device) -> Tensor:
-        if isinstance(generator, list) and len(generator) != batch_size:
-            raise ValueError(f"There are {len(generator)} generators for {batch_size} images; give one, or one an image.")
+        _check_generators(generator, batch_size)
         size = self.unet.config.sample_size
         height, width = (size, size) if isinstance(size, int) else size
         shape = (batch_size, self.unet.config.in_channels, height, width)
@@ -308,7 +338,7 @@ class VDMPipeline(DiffusionPipeline):
             return config.num_class_embeds - 1
         if config.get("num_embeds_ada_norm"):
             return config.num_embeds_ada_norm
-        raise ValueError("`guidance_scale` needs a class-conditional denoiser; leave it at 1 for this one.")
+        raise ValueError("`class_labels` were given, but this denoiser is unconditional: leave them out.")
 
     def _decode(self, latents: Tensor, output_type: str):
         """The images of `z_0`. A stock scheduler ends in `x`, where `alpha_0 = 1`."""
@@ -334,3 +364,26 @@ class VDMPipeline(DiffusionPipeline):
             return images
         images = images.cpu().permute(0, 2, 3, 1).float().numpy()
         return self.numpy_to_pil(images) if output_type == "pil" else images
+
+
+def _check_output_type(output_type: str, known: tuple[str, ...]) -> None:
+    if output_type not in known:
+        raise ValueError(f"`output_type` is {output_type!r}, but must be one of {', '.join(map(repr, known))}.")
+
+
+def _check_generators(generator: Generators, batch_size: int) -> None:
+    if isinstance(generator, list) and len(generator) != batch_size:
+        raise ValueError(f"There are {len(generator)} generators for {batch_size} images; give one, or one an image.")
+
+
+def _checked_pictures(images: list) -> list[PIL.Image.Image]:
+    """The images, if they are PIL's, of one shape, with 8 bits that are what they show."""
+    if not images or not all(isinstance(image, PIL.Image.Image) for image in images):
+        raise ValueError("A list of `images` must hold PIL images, at least one: give integers as one array or tensor.")
+    formats = {image_format(image) for image in images}
+    if len(formats) > 1:
+        raise ValueError("All `images` must have one size and mode.")
+    ((_, levels),) = formats
+    if levels != 256:
+        raise ValueError(f"There are images of PIL mode {images[0].mode!r}, which holds {levels} levels: convert them to 256.")
+    return images
