@@ -16,6 +16,7 @@ from .data import (
     ImageDataset,
     check_levels,
     check_shape,
+    check_type,
     common_format,
     find_image_column,
     held_out_split,
@@ -187,7 +188,8 @@ def load_image_stream(
     shape, levels = common_format({"train": first, split: held_out}, image_column)
     check_shape(shape, resolution, num_channels)
     validation = ImageDataset(held_out, image_column, label_column)
-    if num_levels is not None:
+    check_type(levels, num_levels)
+    if num_levels is not None and num_levels < levels:
         check_levels(validation, num_levels)
     return ImageData(
         train=ImageStream(splits["train"], image_column, label_column, (shape, levels), buffer_size, seed),
