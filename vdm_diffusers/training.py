@@ -94,7 +94,6 @@ class Trainer:
         )
         self.model, self.optimizer, self.loader = accelerator.prepare(vdm, optimizer, self._build_loader())
         self.ema = EMAModel(vdm.parameters(), decay=config.ema_decay, use_ema_warmup=True, power=0.75, foreach=True)
-        self.ema.to(accelerator.device)
         self.history = History()
         self.not_reduced: list[Tensor] = []
         accelerator.register_for_checkpointing(self.lr_scheduler, self.ema, self.history)
@@ -102,6 +101,7 @@ class Trainer:
             accelerator.register_for_checkpointing(self.loader)
         if checkpoint is not None:
             self._load(checkpoint)
+            self.ema.to(accelerator.device)
         self.progress = tqdm(
             total=config.max_train_steps,
             initial=self.history.step,
