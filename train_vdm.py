@@ -25,7 +25,6 @@ import yaml
 from accelerate import Accelerator, PartialState
 from accelerate.utils import (
     DataLoaderConfiguration,
-    DistributedType,
     GradientAccumulationPlugin,
     ProjectConfiguration,
     broadcast_object_list,
@@ -45,6 +44,7 @@ from vdm_diffusers.likelihood import VariationalBound, histogram_bits_per_dim, v
 from vdm_diffusers.model_building import build_vdm
 from vdm_diffusers.planning import check_disk_space, describe_plan, needs_of
 from vdm_diffusers.resuming import compare_runs, describe_run
+from vdm_diffusers.sharding import check_placement
 from vdm_diffusers.stopping import TrainingStopped
 from vdm_diffusers.streaming import load_image_stream
 from vdm_diffusers.training import History, Trainer, draw_samples, save_samples
@@ -62,7 +62,7 @@ def main() -> None:
         config = parse_options(sys.argv[1:])
         check_packages(config)
         accelerator = build_accelerator(config)
-        check_that_weights_are_whole(accelerator)
+        on_main_process(accelerator, check_placement, accelerator, config)
         checkpoint = on_main_process(accelerator, check_output_dir, config)
         data, vae = load_data(config), load_vae(config)
         shape = data.shape if vae is None else latent_shape(vae, data)
@@ -74,7 +74,7 @@ def main() -> None:
                     data, vae, config.cache_latents, accelerator.device, config.seed, write=not config.dry_run
                 )
         if checkpoint is not None:
-            on_main_process(accelerator, check_resumption, config, data, checkpoint, accelerator.num_processes)
+            on_main_process(accelerator, check_resumption, config, data, checkpoint, accelerator)
         torch.set_float32_matmul_precision("high" if config.allow_tf32 else "highest")
         on_main_process(accelerator, check_needs, config, data, vdm, accelerator)
         set_seed(config.seed, device_specific=True)
@@ -88,7 +88,7 @@ def main() -> None:
         check_that_folder_is_shared(config)
         uploads = Uploads(config) if config.push_to_hub else None
         if uploads is not None and config.hub_strategy == "every_validation":
-            trainer.publish = partial(upload_in_background, uploads, config, data, vdm)
+            trainer.publish = partial(upload_in_background, uploads, config, data)
 
     accelerator.init_trackers(
         "train_vdm",
@@ -264,15 +264,6 @@ def build_accelerator(config: TrainingConfig) -> Accelerator:
     )
 
 
-def check_that_weights_are_whole(accelerator: Accelerator) -> None:
-    """Each process must hold the model: its average is of whole weights, and the end points of a schedule can't be sharded."""
-    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
-        raise ValueError(
-            f"accelerate is configured for {accelerator.distributed_type.value}, which shards a model, but every process of"
-            " this script holds the whole of it: choose `distributed_type: MULTI_GPU`, as in docs/accelerate/."
-        )
-
-
 def check_output_dir(config: TrainingConfig) -> Path | None:
     """Refuse a folder that can't be written, or that holds something other than the run to resume or to replace; find,
     verify and return the checkpoint that is to be resumed."""
@@ -311,9 +302,9 @@ def unwritable(config: TrainingConfig, error: OSError) -> ValueError:
     return ValueError(f"`--output_dir` {config.output_dir!r} can't be written: {error.strerror}. Name a folder that can be.")
 
 
-def check_resumption(config: TrainingConfig, data: ImageData, checkpoint: Path, num_processes: int) -> None:
+def check_resumption(config: TrainingConfig, data: ImageData, checkpoint: Path, accelerator: Accelerator) -> None:
     """Refuse to go on from the checkpoint of another run, and print what else changes."""
-    now = describe_run(config, data, num_processes)
+    now = describe_run(config, data, accelerator.num_processes, accelerator.is_fsdp2)
     for sentence in compare_runs(read_manifest(checkpoint), now, config.allow_config_change):
         print(sentence)
 

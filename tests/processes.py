@@ -13,7 +13,13 @@ from pathlib import Path
 
 import huggingface_hub
 import torch
+from accelerate import Accelerator, FullyShardedDataParallelPlugin, PartialState
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils import DistributedType
+from accelerate.utils.launch import prepare_multi_gpu_env
 from conftest import TINY
+
+from vdm_diffusers.training_config import TrainingConfig
 
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -75,6 +81,27 @@ def _rank(
         sys.stdout.flush()
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+
+
+def shard_models() -> None:
+    """Shard the models that `train_vdm` trains from now on in this process, as configured by `docs/accelerate/fsdp.yaml`.
+
+    Accelerate itself does so on accelerators only.
+    """
+    import train_vdm
+
+    configured = ["--config_file", str(Path(train_vdm.__file__).parent / "docs" / "accelerate" / "fsdp.yaml"), "train_vdm.py"]
+    arguments, *_ = _validate_launch_command(launch_command_parser().parse_args(configured))
+    os.environ.update({name: value for name, value in prepare_multi_gpu_env(arguments).items() if name.startswith("FSDP_")})
+    build = train_vdm.build_accelerator
+
+    def build_sharding(config: TrainingConfig) -> Accelerator:
+        accelerator = build(config)
+        accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
+        accelerator.state.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+        return accelerator
+
+    train_vdm.build_accelerator = build_sharding
 
 
 def train_vdm_with(options: dict, prepare: Callable | None = None) -> None:

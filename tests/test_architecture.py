@@ -34,7 +34,7 @@ LAYERS = (
     {"likelihood", "probability_flow", "training_config"},
     {"ode_likelihood", "ddpm_bound"},
     {"pipeline_vdm"},
-    {"resuming", "optimizers"},
+    {"resuming", "optimizers", "sharding"},
     {"planning"},
     {"model_building", "latent_data", "training", "hub", "convert", "evaluate"},
 )

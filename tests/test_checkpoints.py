@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -20,15 +21,16 @@ import pytest
 import torch
 from accelerate import Accelerator
 from conftest import TINY
-from processes import Ranks, train_vdm_with
+from processes import Ranks, shard_models, train_vdm_with
 from safetensors.torch import load_file
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 import train_vdm
-from vdm_diffusers import checkpoints
+from vdm_diffusers import VDM, checkpoints
 from vdm_diffusers.checkpoints import find_checkpoints, latest_checkpoint
 from vdm_diffusers.data import load_digits
 from vdm_diffusers.resuming import compare_runs, describe_run
-from vdm_diffusers.training import Trainer
+from vdm_diffusers.training import Trainer, draw_samples, save_samples
 from vdm_diffusers.training_config import TrainingConfig
 
 
@@ -44,10 +46,18 @@ def run(folder: Path, prepare=None, num_processes: int = 1, **options) -> list[i
 
 def state(checkpoint: Path) -> dict[str, object]:
     """Everything in a checkpoint: weights, optimiser, average, schedule of the learning rate, history, random states."""
-    files = [path for path in sorted(checkpoint.iterdir()) if path.name != checkpoints.MANIFEST]
-    return {
-        path.name: load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=False) for path in files
-    }
+    return {path.name: load(path) for path in sorted(checkpoint.iterdir()) if path.name != checkpoints.MANIFEST}
+
+
+def load(path: Path) -> object:
+    """A file of a checkpoint, or what a folder has the shards of."""
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    if path.is_file():
+        return torch.load(path, weights_only=False)
+    with tempfile.NamedTemporaryFile() as joined:
+        dcp_to_torch_save(path, joined.name)
+        return torch.load(joined.name, weights_only=False)
 
 
 def assert_identical(value: object, expected: object, place: str = "") -> None:
@@ -84,6 +94,19 @@ def whole(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory) -> Path:
+    """The folder of a run of two processes with shards of the model, which nothing happened to."""
+    folder = tmp_path_factory.mktemp("shards") / "out"
+    assert run(folder, shard_models, num_processes=2) == [0, 0], folder.with_suffix(".log").read_text()
+    return folder
+
+
+def all_of(*functions: Callable[[], None]) -> None:
+    for function in functions:
+        function()
+
+
 def die(*args, **kwargs) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -95,7 +118,7 @@ def kill_in_a_step() -> None:
 
 def kill_in_a_validation() -> None:
     bound = Trainer._bound
-    Trainer._bound = lambda self, images: die() if self.history.step == 4 else bound(self, images)
+    Trainer._bound = lambda self, *args: die() if self.history.step == 4 else bound(self, *args)
 
 
 def kill_in_a_file() -> None:
@@ -174,6 +197,79 @@ def test_two_processes_are_killed_and_stopped_and_go_on_bit_by_bit(tmp_path):
     assert "random_states_1.pkl" in state(tmp_path / "out" / "checkpoint-12")
 
 
+@pytest.mark.slow
+def test_shards_of_a_model_are_killed_and_stopped_and_go_on_bit_by_bit(shards, tmp_path):
+    stop = partial(send, signal.SIGTERM, 6, process_index=1)
+    assert run(tmp_path / "out", partial(all_of, shard_models, kill_in_a_step), num_processes=2) == [-signal.SIGKILL] * 2
+    assert run(tmp_path / "out", partial(all_of, shard_models, stop), num_processes=2) == [0, 0]
+    assert find_checkpoints(tmp_path / "out")[-1].name == "checkpoint-7"
+    assert run(tmp_path / "out", shard_models, num_processes=2) == [0, 0], (tmp_path / "out.log").read_text()
+    assert_same_run(tmp_path / "out", shards)
+    assert {"pytorch_model_fsdp_0", "optimizer_0", "moving_average"} <= state(shards / "checkpoint-12").keys()
+
+
+@pytest.mark.slow
+def test_shards_end_in_a_model_with_the_bound_and_the_images_of_whole_weights(shards, tmp_path):
+    assert run(tmp_path / "out", num_processes=2) == [0, 0], (tmp_path / "out.log").read_text()
+    sharded, expected = (json.loads((folder / "metrics.json").read_text()) for folder in (shards, tmp_path / "out"))
+    for name in ("bits_per_dim", "prior", "reconstruction", "diffusion", "standard_error"):
+        assert sharded[name] == pytest.approx(expected[name], rel=1e-4)
+    config = TrainingConfig(**json.loads((shards / "training_config.json").read_text()))
+    samples = draw_samples(Accelerator(cpu=True), VDM.from_pretrained(shards), config)
+    save_samples(samples, tmp_path / "samples.png")
+    assert (tmp_path / "samples.png").read_bytes() == (shards / "samples.png").read_bytes()
+
+
+@pytest.mark.slow
+def test_shards_go_on_divided_among_more_processes(shards, tmp_path):
+    shutil.copytree(shards, tmp_path / "out")
+    options = {"max_train_steps": 14, "train_batch_size": 4, "num_processes": 4}
+    assert run(tmp_path / "out", shard_models, **options) == [0] * 4, (tmp_path / "out.log").read_text()
+    assert "A step takes 4 processes × batch 4 × 1 = 16 images instead of 2" in (tmp_path / "out.log").read_text()
+    before, after = (load(path / "moving_average") for path in find_checkpoints(tmp_path / "out"))
+    assert before.keys() == after.keys()
+    assert all(torch.allclose(after[name], value, atol=0.1) for name, value in before.items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("prepare", [None, shard_models], ids=["whole", "sharded"])
+def test_shards_and_whole_weights_do_not_go_on_from_one_another(whole, shards, tmp_path, prepare):
+    shutil.copytree(shards if prepare is None else whole, tmp_path / "out")
+    size = {"train_batch_size": 8} if prepare is None else {"train_batch_size": 4}
+    assert run(tmp_path / "out", prepare, num_processes=2, **size) == [1, 1]
+    how = "FSDP sharded" if prepare is None else "every process held whole"
+    assert f"goes on from a run whose model {how}, which this one doesn't" in (tmp_path / "out.log").read_text()
+
+
+def full_for_one_process_at_step_4() -> None:
+    save_state = Accelerator.save_state
+
+    def save(self, folder):
+        with files_of_at_most(10_000 if folder.endswith("-4") and self.process_index == 1 else -1):
+            return save_state(self, folder)
+
+    Accelerator.save_state = save
+
+
+@pytest.mark.slow
+def test_a_shard_that_can_not_be_written_costs_a_checkpoint_and_not_the_run(shards, tmp_path):
+    prepare = partial(all_of, shard_models, full_for_one_process_at_step_4)
+    assert run(tmp_path / "out", prepare, num_processes=2) == [0, 0], (tmp_path / "out.log").read_text()
+    assert re.search("step 4: warning: no checkpoint could be written: .*File too large", (tmp_path / "out.log").read_text())
+    assert_same_run(tmp_path / "out", shards)
+
+
+@pytest.mark.slow
+def test_a_damaged_shard_is_named_and_passed_over(shards, tmp_path):
+    shutil.copytree(shards, tmp_path / "out")
+    for shard in ("moving_average/.metadata", "optimizer_0/__1_0.distcp"):
+        last = find_checkpoints(tmp_path / "out")[-1]
+        flip_a_bit(last, shard)
+        with pytest.warns(UserWarning, match=f"{shard} has changed since it was written"):
+            assert latest_checkpoint(tmp_path / "out") != last
+        shutil.rmtree(last)
+
+
 def test_more_processes_go_on_with_the_same_images_and_say_what_is_drawn_anew(whole, tmp_path):
     shutil.copytree(whole, tmp_path / "out")
     options = {"max_train_steps": 14, "train_batch_size": 4, "num_processes": 2}
@@ -220,10 +316,10 @@ def truncate(checkpoint: Path) -> None:
     os.truncate(checkpoint / "model.safetensors", 1000)
 
 
-def flip_a_bit(checkpoint: Path) -> None:
-    content = bytearray((checkpoint / "optimizer.bin").read_bytes())
+def flip_a_bit(checkpoint: Path, file: str = "optimizer.bin") -> None:
+    content = bytearray((checkpoint / file).read_bytes())
     content[len(content) // 2] ^= 1
-    (checkpoint / "optimizer.bin").write_bytes(content)
+    (checkpoint / file).write_bytes(content)
 
 
 def remove_the_manifest(checkpoint: Path) -> None:

@@ -1,10 +1,12 @@
 """The same model whatever the number of processes and batches that the images of a step come from."""
 
+import copy
 import hashlib
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,8 @@ from accelerate import Accelerator
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
 from conftest import TINY
-from processes import Ranks
+from processes import Ranks, shard_models, train_vdm_with
+from torch.distributed.tensor import DTensor
 
 import train_vdm
 from vdm_diffusers import VDM, LearnedMonotoneSchedule
@@ -71,20 +74,28 @@ def _trainer(kind: type[VDM], options: dict, dtype: torch.dtype = torch.float32)
     return Trainer(accelerator, config, vdm, data)
 
 
-def train_with_given_draws(folder: Path, batch_size: int, accumulation: int) -> None:
+def train_with_given_draws(folder: Path, batch_size: int, accumulation: int, prepare: Callable | None = None) -> None:
     """Leaves parameters, moving average and learning rate of every process.
 
     In float64, so that parameters without effect, such as the bias of an attention's keys, are not rounding errors alone.
     """
+    if prepare is not None:
+        prepare()
     options = _options(folder, train_batch_size=batch_size, gradient_accumulation_steps=accumulation)
     trainer = _trainer(GivenDraws, options, torch.float64)
     batches = trainer._batches()
     for _ in range(STEPS):
         trainer._optimizer_step(batches)
-    names = [name for name, _ in trainer.vdm.named_parameters()]
-    result = {"parameters": trainer.vdm.state_dict(), "average": dict(zip(names, trainer.ema.shadow_params))}
-    result["learning_rate"] = trainer.lr_scheduler.get_last_lr()
+    result = {"learning_rate": trainer.lr_scheduler.get_last_lr(), "held": _num_elements(trainer.vdm)}
+    result["parameters"] = trainer.placement.whole_model().state_dict()
+    with trainer._averaged_weights() as vdm:
+        result["average"] = copy.deepcopy(vdm.state_dict())
     torch.save(result, folder.parent / f"{folder.name}-{trainer.accelerator.process_index}.pt")
+
+
+def _num_elements(vdm: VDM) -> int:
+    """What this process holds of the denoiser's parameters."""
+    return sum((p.to_local() if isinstance(p, DTensor) else p).numel() for p in vdm.unet.parameters())
 
 
 def train_with_own_draws(folder: Path) -> None:
@@ -108,17 +119,21 @@ def alone(folder) -> dict:
     return torch.load(folder / "alone-0.pt")
 
 
-@pytest.mark.parametrize(("num_processes", "batch_size", "accumulation"), [(2, 16, 1), (1, 16, 2), (2, 8, 2)])
-def test_processes_and_batches_add_up_to_the_same_model(folder, alone, num_processes, batch_size, accumulation):
-    name = f"{num_processes}x{batch_size}x{accumulation}"
-    ranks = Ranks(
-        train_with_given_draws, folder / name, batch_size, accumulation, num_processes=num_processes, log=folder / "log"
-    )
+@pytest.mark.parametrize(
+    ("num_processes", "batch_size", "accumulation", "prepare"),
+    [(2, 16, 1, None), (1, 16, 2, None), (2, 8, 2, None), (2, 8, 2, shard_models)],
+    ids=["processes", "batches", "both", "both, sharded"],
+)
+def test_processes_and_batches_add_up_to_the_same_model(folder, alone, num_processes, batch_size, accumulation, prepare):
+    name, log = f"{num_processes}x{batch_size}x{accumulation}{prepare is not None}", folder / "log"
+    arguments = (folder / name, batch_size, accumulation, prepare)
+    ranks = Ranks(train_with_given_draws, *arguments, num_processes=num_processes, log=log)
     assert ranks.join() == [0] * num_processes, (folder / "log").read_text()
     before = LearnedMonotoneSchedule(-8.0, 5.0).state_dict()
     for rank in range(num_processes):
         result = torch.load(folder / f"{name}-{rank}.pt")
         assert result["learning_rate"] == alone["learning_rate"]
+        assert (result["held"] < 0.6 * alone["held"]) == (prepare is shard_models)
         for kind in ("parameters", "average"):
             assert result[kind].keys() == alone[kind].keys()
             for key, expected in alone[kind].items():
@@ -156,18 +171,29 @@ def test_gradients_of_both_objectives_scale_with_the_loss():
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-5, atol=1e-9)
 
 
-@pytest.mark.parametrize(("name", "num_machines", "num_processes"), [("one_machine", 1, 8), ("several_machines", 8, 64)])
-def test_configurations_of_the_documentation_are_ones_of_accelerate(name, num_machines, num_processes):
+@pytest.mark.parametrize(
+    ("name", "kind", "num_machines", "num_processes"),
+    [("one_machine", "MULTI_GPU", 1, 8), ("several_machines", "MULTI_GPU", 8, 64), ("fsdp", "FSDP", 1, 8)],
+)
+def test_configurations_of_the_documentation_are_ones_of_accelerate(name, kind, num_machines, num_processes):
     config = load_config_from_file(str(Path(train_vdm.__file__).parent / "docs" / "accelerate" / f"{name}.yaml"))
     assert (config.num_machines, config.num_processes, config.mixed_precision) == (num_machines, num_processes, "bf16")
-    assert config.distributed_type == "MULTI_GPU"
+    assert config.distributed_type == kind
 
 
-@pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED"])
-def test_sharded_models_are_refused_before_anything_happens(train, tmp_path, monkeypatch, kind):
+@pytest.mark.parametrize(("kind", "name"), [("FSDP", "FSDP version 1"), ("DEEPSPEED", "DEEPSPEED")])
+def test_other_ways_to_shard_are_refused_before_anything_happens(train, tmp_path, monkeypatch, kind, name):
     monkeypatch.setattr(Accelerator, "distributed_type", DistributedType(kind))
-    with pytest.raises(SystemExit, match=f"accelerate is configured for {kind}, which shards a model.*docs/accelerate/."):
+    with pytest.raises(SystemExit, match=f"accelerate is configured for {name}, but only FSDP version 2 can shard a model"):
         train()
+    assert not (tmp_path / "out").exists()
+
+
+def test_options_that_shards_can_not_follow_are_refused_before_anything_happens(tmp_path):
+    options = {"output_dir": tmp_path / "out", "optimizer": "adamw_8bit", "torch_compile": True}
+    ranks = Ranks(train_vdm_with, options, shard_models, num_processes=2, log=tmp_path / "log")
+    assert ranks.join() == [1, 1]
+    assert "can't be trained with `--optimizer adamw_8bit`, `--torch_compile`: leave it out." in ranks.log.read_text()
     assert not (tmp_path / "out").exists()
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from safetensors import SafetensorError
+from torch.distributed.checkpoint import CheckpointException
 
 
 MANIFEST = "manifest.json"
@@ -132,6 +133,9 @@ def _on_all(accelerator: Accelerator, function: Callable[[], object]) -> None:
     reason = None
     try:
         function()
+    except CheckpointException as error:  # of shards: what went wrong on each process
+        error, _ = next(iter(error.failures.values()))
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
     except (OSError, RuntimeError, SafetensorError) as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
     reasons = [reason for reason in gather_object([reason]) if reason is not None]
@@ -147,7 +151,8 @@ def _publish(partial: Path, facts: dict, limit: int) -> None:
         _flush(path)
     (partial / MANIFEST).write_text(json.dumps(facts | {"files": files}, indent=2) + "\n")
     _flush(partial / MANIFEST)
-    _flush(partial)
+    for folder in (partial, *(path for path in partial.rglob("*") if path.is_dir())):
+        _flush(folder)
     checkpoint = partial.with_name(partial.name.removeprefix("partial-"))
     partial.rename(checkpoint)
     _flush(checkpoint.parent)

@@ -26,17 +26,25 @@ UNBENDING_SCHEDULERS = ("constant", "constant_with_warmup")
 """Learning-rate schedules that a later end doesn't change."""
 
 
-def describe_run(config: TrainingConfig, data: ImageData, num_processes: int) -> dict:
-    """What the manifest of a checkpoint says of the run."""
+def describe_run(config: TrainingConfig, data: ImageData, num_processes: int, sharded: bool = False) -> dict:
+    """What the manifest of a checkpoint says of the run, whose processes hold the whole model or shards of it."""
     options = {name: value for name, value in asdict(config).items() if name != "hub_token"}
-    return {"data": {"name": data.name, "fingerprint": fingerprint(data)}, "num_processes": num_processes, "options": options}
+    data = {"name": data.name, "fingerprint": fingerprint(data)}
+    return {"data": data, "num_processes": num_processes, "sharded": sharded, "options": options}
 
 
 def compare_runs(then: dict, now: dict, allow_config_change: bool) -> list[str]:
     """What changes when the run `now` goes on from a checkpoint of the run `then`, in sentences for the user.
 
-    Raises `ValueError` for another data set, and for options that the weights depend on unless `allow_config_change`.
+    Raises `ValueError` for another data set, for a checkpoint of shards where the model is whole or the reverse, and for
+    options that the weights depend on unless `allow_config_change`.
     """
+    if then.get("sharded", False) != now["sharded"]:
+        how = "FSDP sharded" if now["sharded"] is False else "every process held whole"
+        raise ValueError(
+            f"`--resume_from_checkpoint` goes on from a run whose model {how}, which this one doesn't: launch it with the"
+            " configuration of accelerate that it had."
+        )
     differences = ", ".join(_differences(then, now))
     if differences and not allow_config_change:
         raise ValueError(

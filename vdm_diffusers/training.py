@@ -12,7 +12,6 @@ import torch
 from accelerate import Accelerator, PartialState, skip_first_batches
 from accelerate.utils import gather_object, set_seed
 from diffusers.optimization import get_scheduler
-from diffusers.training_utils import EMAModel
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
@@ -27,6 +26,7 @@ from .optimizers import build_optimizer
 from .planning import steps_an_epoch
 from .randomness import counted_generator
 from .resuming import describe_run
+from .sharding import placement_of
 from .stopping import StopSignals, TrainingStopped
 from .streaming import ImageStream, StreamLoader
 from .training_config import TrainingConfig
@@ -62,8 +62,8 @@ class Trainer:
 
     Args:
         checkpoint (`Path`, *optional*): A verified checkpoint, to go on from.
-        publish (`Callable`, *optional*): Called on the main process after every validation but the first and the last, with the
-            history, while the model has the moving average of its weights; it returns what there is to warn of.
+        publish (`Callable`, *optional*): Called on the main process after every validation but the first and the last, with a
+            model that has the moving average of the weights and with the history; it returns what there is to warn of.
 
     Raises:
         `ValueError`: if there are fewer images than a step takes, or if the checkpoint is one of another model.
@@ -80,11 +80,11 @@ class Trainer:
         vdm: VDM,
         data: ImageData,
         checkpoint: Path | None = None,
-        publish: Callable[[History], str | None] | None = None,
+        publish: Callable[[VDM, History], str | None] | None = None,
     ):
         self.accelerator, self.config, self.vdm, self.data, self.publish = accelerator, config, vdm, data, publish
         self.output_dir = Path(config.output_dir)
-        self.run = describe_run(config, data, accelerator.num_processes)
+        self.run = describe_run(config, data, accelerator.num_processes, accelerator.is_fsdp2)
         optimizer = build_optimizer(config, vdm)
         self.lr_scheduler = get_scheduler(
             config.lr_scheduler,
@@ -92,8 +92,9 @@ class Trainer:
             num_warmup_steps=config.lr_warmup_steps,
             num_training_steps=config.max_train_steps,
         )
-        self.model, self.optimizer, self.loader = accelerator.prepare(vdm, optimizer, self._build_loader())
-        self.ema = EMAModel(vdm.parameters(), decay=config.ema_decay, use_ema_warmup=True, power=0.75, foreach=True)
+        self.placement = placement_of(accelerator, vdm)
+        self.model, self.optimizer, self.loader = self.placement.prepare(optimizer, self._build_loader())
+        self.ema = self.placement.moving_average(decay=config.ema_decay, use_ema_warmup=True, power=0.75)
         self.history = History()
         self.not_reduced: list[Tensor] = []
         accelerator.register_for_checkpointing(self.lr_scheduler, self.ema, self.history)
@@ -136,7 +137,7 @@ class Trainer:
                     self._save_checkpoint()
         self.progress.close()
         self.ema.copy_to(self.vdm.parameters())
-        return self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        return self.accelerator.unwrap_model(self.placement.whole_model(), keep_fp32_wrapper=False)
 
     def _is_due(self, interval: int) -> bool:
         return self.history.step % interval == 0 or self.history.step == self.config.max_train_steps
@@ -180,7 +181,7 @@ class Trainer:
                 self.accelerator.backward(loss.objective.mean())
                 moments.append(_moments(loss))
                 if self.accelerator.sync_gradients:
-                    norm = self.accelerator.clip_grad_norm_(self.vdm.unet.parameters(), self.config.max_grad_norm)
+                    norm = self.placement.clip_gradients(self.config.max_grad_norm)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
         self.lr_scheduler.step()
@@ -252,19 +253,19 @@ class Trainer:
         images = self.data.validation
         if self.config.max_validation_images is not None:
             images = Subset(images, range(min(len(images), self.config.max_validation_images)))
-        with self._averaged_weights():
-            bound = self._bound(images)
+        with self._averaged_weights() as vdm:
+            bound = self._bound(vdm, images)
             self.history.validation.append({"step": self.history.step} | bound.record())
-            gammas = self.vdm.noise_schedule.chain(100).tolist()
+            gammas = vdm.noise_schedule.chain(100).tolist()
             self.history.schedules.append({"step": self.history.step, "gammas": gammas})
-            samples = draw_samples(self.accelerator, self.vdm, self.config) if self.history.step else []
+            samples = draw_samples(self.accelerator, vdm, self.config) if self.history.step else []
             figure = f"{bound.per_dim:.4f} ± {bound.standard_error:.4f} {bound.unit.label}"
             self._write(f"{figure} on {len(images)} held-out images")
             if self.accelerator.is_main_process:
-                self._show(samples)
+                self._show(vdm, samples)
         self.accelerator.wait_for_everyone()
 
-    def _show(self, samples: list[PIL.Image.Image]) -> None:
+    def _show(self, vdm: VDM, samples: list[PIL.Image.Image]) -> None:
         """Log and draw the last validation, and publish it."""
         step, record = self.history.step, self.history.validation[-1]
         with self._going_on_without("the log and the pictures"):
@@ -274,13 +275,13 @@ class Trainer:
                 (self.output_dir / "samples").mkdir(exist_ok=True)
                 save_samples(samples, self.output_dir / "samples" / f"step-{step}.png")
             publish = self.publish if 0 < step < self.config.max_train_steps else None
-            if publish is not None and (warning := publish(self.history)):
+            if publish is not None and (warning := publish(vdm, self.history)):
                 self._warn(warning)
 
-    def _bound(self, images: Dataset) -> VariationalBound:
+    def _bound(self, vdm: VDM, images: Dataset) -> VariationalBound:
         """The bound on held-out images, which the processes share."""
         return variational_bound(
-            self.vdm,
+            vdm,
             images,
             self.config.validation_repeats,
             self.config.train_batch_size,
@@ -290,11 +291,12 @@ class Trainer:
         )
 
     @contextmanager
-    def _averaged_weights(self) -> Iterator[None]:
+    def _averaged_weights(self) -> Iterator[VDM]:
+        """A model with the moving average of the weights, while it lasts."""
         self.ema.store(self.vdm.parameters())
         self.ema.copy_to(self.vdm.parameters())
         try:
-            yield
+            yield self.placement.whole_model()
         finally:
             self.ema.restore(self.vdm.parameters())
 

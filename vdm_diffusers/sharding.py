@@ -1,0 +1,170 @@
+"""Where the model is while it trains: whole on every process, or, by FSDP, a shard of each parameter on each of them."""
+
+import copy
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+import torch.distributed.checkpoint as dcp
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, StateDictType
+from torch.distributed.tensor import DTensor
+from torch.utils.data import DataLoader
+
+from .training_config import TrainingConfig
+from .vdm import VDM
+
+
+class Replicated:
+    """Every process holds the model, be it the only one or one of those that average their gradients (DDP)."""
+
+    def __init__(self, accelerator: Accelerator, vdm: VDM):
+        self.accelerator, self.vdm = accelerator, vdm
+
+    def prepare(self, *objects: torch.optim.Optimizer | DataLoader) -> tuple:
+        """What [`~accelerate.Accelerator.prepare`] makes of the model and these objects."""
+        return self.accelerator.prepare(self.vdm, *objects)
+
+    def moving_average(self, **kwargs) -> EMAModel:
+        """Of the model's parameters; `kwargs` are those of [`~diffusers.training_utils.EMAModel`]."""
+        return EMAModel(self.vdm.parameters(), foreach=True, **kwargs)
+
+    def clip_gradients(self, max_norm: float) -> Tensor:
+        """Clip those of the denoiser together and return their norm before."""
+        return self.accelerator.clip_grad_norm_(self.vdm.unet.parameters(), max_norm)
+
+    def whole_model(self) -> VDM:
+        """The model with its present weights, for this process alone to call as it likes."""
+        return self.vdm
+
+
+class Sharded(Replicated):
+    """
+    Each process holds a shard of the denoiser's every parameter, gradient, average and optimiser's state (FSDP, version 2).
+
+    The noise schedule stays whole, since its end points are single numbers, which can't be divided: its few gradients are
+    averaged here. Parameters, gradients and what is sent of them are float32; with mixed precision the model computes under
+    autocast, as it does when it isn't sharded.
+    """
+
+    def __init__(self, accelerator: Accelerator, vdm: VDM):
+        super().__init__(accelerator, vdm)
+        self.template = _copy(vdm)
+
+    def prepare(self, *objects: torch.optim.Optimizer | DataLoader) -> tuple:
+        plugin = self.accelerator.state.fsdp_plugin
+        plugin.ignored_modules = "noise_schedule"
+        plugin.cpu_ram_efficient_loading = False  # every process has made the model itself
+        plugin.mixed_precision_policy = MixedPrecisionPolicy(cast_forward_inputs=False)  # times are not rounded to bfloat16
+        prepared = super().prepare(*objects)
+        self.vdm.forward = self.accelerator.autocast()(self.vdm.forward)
+        return prepared
+
+    def moving_average(self, **kwargs) -> EMAModel:
+        average = ShardedAverage(self.vdm, foreach=True, **kwargs)
+        self.accelerator.register_save_state_pre_hook(lambda models, weights, folder: average.save_shards(Path(folder)))
+        self.accelerator.register_load_state_pre_hook(lambda models, folder: average.load_shards(Path(folder)))
+        return average
+
+    def clip_gradients(self, max_norm: float) -> Tensor:
+        for parameter in self.vdm.noise_schedule.parameters():
+            if parameter.grad is not None:
+                parameter.grad = self.accelerator.reduce(parameter.grad, reduction="mean")
+        norm = super().clip_gradients(max_norm)
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+    def whole_model(self) -> VDM:
+        vdm = _copy(self.template).to(self.accelerator.device)
+        vdm.load_state_dict(get_model_state_dict(self.vdm, options=StateDictOptions(full_state_dict=True)))
+        return vdm
+
+
+class ShardedAverage(EMAModel):
+    """The moving average of this process's shards of a module's parameters.
+
+    Its `state_dict` is without them: [`~ShardedAverage.save_shards`] and [`~ShardedAverage.load_shards`], to be called by all
+    processes, write and read the whole average, for any number of processes.
+    """
+
+    FOLDER = "moving_average"
+
+    def __init__(self, module: nn.Module, **kwargs):
+        self.module = module
+        super().__init__(_shards(module.parameters()), **kwargs)
+
+    def step(self, parameters: Iterable[nn.Parameter]) -> None:
+        super().step(_shards(parameters))
+
+    def copy_to(self, parameters: Iterable[nn.Parameter]) -> None:
+        super().copy_to(_shards(parameters))
+
+    def store(self, parameters: Iterable[nn.Parameter]) -> None:
+        super().store(_shards(parameters))
+
+    def restore(self, parameters: Iterable[nn.Parameter]) -> None:
+        super().restore(_shards(parameters))
+
+    def state_dict(self) -> dict:
+        return {name: value for name, value in super().state_dict().items() if name != "shadow_params"}
+
+    def save_shards(self, folder: Path) -> None:
+        dcp.save(self._by_name(), checkpoint_id=folder / self.FOLDER)
+
+    def load_shards(self, folder: Path) -> None:
+        dcp.load(self._by_name(), checkpoint_id=folder / self.FOLDER)
+
+    def _by_name(self) -> dict[str, Tensor]:
+        """The average, sharing its storage, laid out as the parameters are."""
+        parameters = self.module.named_parameters()
+        return {name: _laid_out_as(p, average) for (name, p), average in zip(parameters, self.shadow_params)}
+
+
+def placement_of(accelerator: Accelerator, vdm: VDM) -> Replicated:
+    """As accelerate is configured."""
+    return Sharded(accelerator, vdm) if accelerator.is_fsdp2 else Replicated(accelerator, vdm)
+
+
+def check_placement(accelerator: Accelerator, config: TrainingConfig) -> None:
+    """`ValueError` if accelerate is configured to shard a model in a way, or with options, that this can't follow."""
+    kind = accelerator.distributed_type
+    if kind in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM) or (
+        kind is DistributedType.FSDP and not accelerator.is_fsdp2
+    ):
+        raise ValueError(
+            f"accelerate is configured for {kind.value}{' version 1' * (kind is DistributedType.FSDP)}, but only FSDP version 2"
+            " can shard a model here: choose that, or `distributed_type: MULTI_GPU`, as in docs/accelerate/."
+        )
+    if not accelerator.is_fsdp2:
+        return
+    plugin = accelerator.state.fsdp_plugin
+    refused = {
+        "--mixed_precision fp16": config.mixed_precision == "fp16",
+        "--optimizer adamw_8bit": config.optimizer == "adamw_8bit",
+        "--torch_compile": config.torch_compile,
+        "fsdp_offload_params": isinstance(plugin.cpu_offload, CPUOffloadPolicy),
+        "fsdp_activation_checkpointing": plugin.activation_checkpointing,
+        "fsdp_state_dict_type FULL_STATE_DICT": plugin.state_dict_type is not StateDictType.SHARDED_STATE_DICT,
+    }
+    if found := [f"`{option}`" for option, present in refused.items() if present]:
+        raise ValueError(f"A model that FSDP shards can't be trained with {', '.join(found)}: leave it out.")
+
+
+def _shards(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
+    """What this process holds of each."""
+    return [parameter.to_local() if isinstance(parameter, DTensor) else parameter for parameter in parameters]
+
+
+def _laid_out_as(parameter: Tensor, shard: Tensor) -> Tensor:
+    if not isinstance(parameter, DTensor):
+        return shard
+    mesh, placements = parameter.device_mesh, parameter.placements
+    return DTensor.from_local(shard, mesh, placements, shape=parameter.shape, stride=parameter.stride())
+
+
+def _copy(vdm: VDM) -> VDM:
+    """A model of its own but for the autoencoder, which is shared."""
+    return copy.deepcopy(vdm, {id(vdm.vae): vdm.vae})
