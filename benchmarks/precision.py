@@ -5,11 +5,9 @@ python benchmarks/precision.py
 
 import argparse
 import json
-import statistics
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from learned_schedule import train
+from learned_schedule import train_all
 
 
 RUNS = {
@@ -29,17 +27,7 @@ def main() -> None:
     parser.add_argument("--output_path", type=Path, default=Path("benchmarks/results/precision.json"))
     options = parser.parse_args()
 
-    with ThreadPoolExecutor(options.parallel) as pool:
-        bounds = {
-            run: [pool.submit(train, flags, seed, options.steps, 1) for seed in range(options.seeds)]
-            for run, flags in RUNS.items()
-        }
-        bounds = {run: [future.result() for future in futures] for run, futures in bounds.items()}
-    print(f"bits/dim on the held-out digits after {options.steps} steps, {options.seeds} seeds\n")
-    print("| | mean | spread (standard deviation) | runs |\n| --- | --- | --- | --- |")
-    for run, values in bounds.items():
-        runs = ", ".join(f"{value:.4f}" for value in values)
-        print(f"| {run} | {statistics.mean(values):.4f} | {statistics.stdev(values):.4f} | {runs} |")
+    bounds = train_all(RUNS, options.steps, options.seeds, options.parallel)
     options.output_path.parent.mkdir(parents=True, exist_ok=True)
     options.output_path.write_text(json.dumps(bounds, indent=2) + "\n")
 
