@@ -17,7 +17,7 @@ from dataclasses import asdict, fields, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 from typing import Any
 
 import torch
@@ -274,7 +274,7 @@ def check_output_dir(config: TrainingConfig) -> Path | None:
         check_that_folder_is_free(config, folder)
     parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     try:
-        TemporaryDirectory(dir=parent).cleanup()
+        Path(mkdtemp(dir=parent)).rmdir()
     except OSError as error:
         raise unwritable(config, error) from error
     return checkpoint
