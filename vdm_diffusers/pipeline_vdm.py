@@ -129,12 +129,13 @@ class VDMPipeline(DiffusionPipeline):
         step_kwargs = {name: value for name, value in given.items() if value is not None and name in accepted}
         self._num_timesteps = len(self.scheduler.timesteps)
         self._guidance_scale = guidance_scale
-        for i, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
-            model_output = self._guided_output(latents, t, class_labels)
-            latents = self.scheduler.step(model_output, t, latents, return_dict=False, **step_kwargs)[0]
-            if callback_on_step_end is not None:
-                tensors = {"latents": latents} if callback_on_step_end_tensor_inputs else {}
-                latents = callback_on_step_end(self, i, t, tensors).pop("latents", latents)
+        with evaluating(self.unet):
+            for i, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
+                model_output = self._guided_output(latents, t, class_labels)
+                latents = self.scheduler.step(model_output, t, latents, return_dict=False, **step_kwargs)[0]
+                if callback_on_step_end is not None:
+                    tensors = {"latents": latents} if callback_on_step_end_tensor_inputs else {}
+                    latents = callback_on_step_end(self, i, t, tensors).pop("latents", latents)
 
         images = self._decode(latents, output_type)
         self.maybe_free_model_hooks()
@@ -327,8 +328,7 @@ class VDMPipeline(DiffusionPipeline):
 
     def _output(self, sample: Tensor, t: Tensor, class_labels: Tensor | None) -> Tensor:
         timesteps = t.to(sample.device).expand(len(sample))
-        with evaluating(self.unet):
-            output = self.unet(sample.to(self.unet.dtype), timesteps, class_labels=class_labels, return_dict=False)[0]
+        output = self.unet(sample.to(self.unet.dtype), timesteps, class_labels=class_labels, return_dict=False)[0]
         return output.to(sample.dtype)
 
     def _null_class(self) -> int:
