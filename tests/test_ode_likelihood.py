@@ -2,12 +2,14 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from gaussian_model import COVARIANCE, MEAN, GaussianDenoiser
 from mixture_model import GAUSSIAN, MIXTURE, mixture_images, mixture_vdm
-from scipy.integrate import dblquad
-from torch.distributions import MultivariateNormal
+from scipy.special import softmax
+from scipy.stats import kstest, norm
+from torch.distributions import MultivariateNormal, Normal
 
 from vdm_diffusers import VDM, LearnedMonotoneSchedule, LinearSchedule, VDMUNet2DModel, gaussian
 from vdm_diffusers.data import ImageDataset
@@ -73,46 +75,83 @@ def test_hutchinson_has_the_expectation_of_the_exact_divergence(probe):
     torch.testing.assert_close(exact(v, z), trace.expand(2))
 
 
+def levels_vdm(gamma_0: float) -> VDM:
+    return VDM(torch.nn.Linear(1, 1), LinearSchedule(gamma_0, 5.0), num_levels=17).double()
+
+
+def one_level(level: int, u: torch.Tensor) -> torch.Tensor:
+    """Images of one pixel, as many as `u` has."""
+    return torch.full_like(u, level, dtype=torch.uint8)
+
+
+def samples(vdm: VDM, name: str, level: int) -> torch.Tensor:
+    """Of `z_0 / alpha_0 - x`."""
+    u = torch.rand(100_000, 1, 1, 1, dtype=torch.float64)
+    z_0, _ = DEQUANTIZATIONS[name](vdm, one_level(level, u), u)
+    return (z_0 / gaussian.alpha(vdm.noise_schedule.end_points()[0]) - vdm.scale(one_level(level, u))).flatten()
+
+
 @pytest.mark.parametrize("gamma_0", [-9.0, -4.0, 1.0])
-@pytest.mark.parametrize("name", DEQUANTIZATIONS)
+@pytest.mark.parametrize("name", ["truncated_normal", "uniform"])
 def test_dequantisation_is_a_density_on_the_bin(name, gamma_0):
-    """Its samples lie in the bin, are distributed as an independent sampler's, and `E_q[1 / q]` is the bin's volume."""
-    gamma_0, half_width = torch.tensor(gamma_0, dtype=torch.float64), 1 / 17
-    alpha, sigma = gaussian.alpha(gamma_0), gaussian.sigma(gamma_0)
-    x = torch.full((100_000, 1, 1, 1), 0.3, dtype=torch.float64)
-    z_0, log_q = DEQUANTIZATIONS[name](x, half_width, gamma_0, torch.rand(x.shape, dtype=torch.float64))
-    shift = (z_0 / alpha - x).flatten()
+    """Its samples lie in the bin, are distributed as an independent sampler's, and the mass of q is 1."""
+    vdm, half_width = levels_vdm(gamma_0), 1 / 17
+    shift = samples(vdm, name, 11)
     assert shift.abs().max() <= half_width * (1 + 1e-12)
-    draws = half_width * (2 * torch.rand(10_000_00, dtype=torch.float64) - 1)
+    draws = half_width * (2 * torch.rand(1_000_000, dtype=torch.float64) - 1)
     if name == "truncated_normal":
-        draws = sigma / alpha * torch.randn(1_000_000, dtype=torch.float64)
+        draws = math.exp(gamma_0 / 2) * torch.randn(1_000_000, dtype=torch.float64)
         draws = draws[draws.abs() < half_width]
     assert shift.std().item() == pytest.approx(draws.std().item(), rel=0.01)
     assert shift.mean().item() == pytest.approx(0, abs=4 * half_width / 100_000**0.5)
     points = torch.linspace(0.0005, 0.9995, 1000, dtype=torch.float64).reshape(-1, 1, 1, 1)
-    z_0, log_q = DEQUANTIZATIONS[name](torch.zeros_like(points), half_width, gamma_0, points)
-    mass = torch.trapezoid(log_q.exp(), z_0.flatten())
+    z_0, log_weight = DEQUANTIZATIONS[name](vdm, one_level(11, points), points)
+    mass = torch.trapezoid((-log_weight).exp(), z_0.flatten())
     assert mass.item() == pytest.approx(1, abs=2e-3)
 
 
-def test_importance_samples_approach_the_probability_from_below():
-    """`log P(v)` by cubature of the density over the bin; the mean over K draws, with its `log K`, rises towards it."""
-    vdm = mixture_vdm(MIXTURE, 16, gamma_min=-7.0, gamma_max=18.0)
+@pytest.mark.parametrize("gamma_0", [-9.0, -4.0, 1.0])
+def test_decoder_reads_latents_of_the_diffusion(gamma_0):
+    """`z_0` is of `q(z_0|x)`, and the weight is the dense softmax over the levels divided by torch's normal density."""
+    vdm = levels_vdm(gamma_0)
+    width = math.exp(gamma_0 / 2)
+    shift = samples(vdm, "decoder", 0)
+    assert kstest(shift.numpy() / width, "norm").pvalue > 1e-3
+    u = torch.rand(100, 1, 1, 1, dtype=torch.float64)
+    gamma = vdm.noise_schedule.end_points()[0]
+    alpha, sigma = gaussian.alpha(gamma), gaussian.sigma(gamma)
+    for level in (0, 7, 16):
+        z_0, log_weight = DEQUANTIZATIONS["decoder"](vdm, one_level(level, u), u)
+        densities = Normal(alpha * vdm.scale(torch.arange(17)), sigma).log_prob(z_0.reshape(-1, 1))
+        torch.testing.assert_close(log_weight, densities.log_softmax(1)[:, level] - densities[:, level])
+
+
+def reading(name: str, alpha: float, sigma: float, level: int, z: float) -> float:
+    """`P(v|z_0)` of one pixel of 16 levels."""
+    centres = alpha * ((2 * np.arange(16) + 1) / 16 - 1)
+    if name == "uniform":
+        return float(abs(z - centres[level]) <= alpha / 16)
+    return softmax(norm.logpdf(z, centres, sigma))[level]
+
+
+@pytest.mark.parametrize("dequantization, gamma_min", [("decoder", -4.0), ("uniform", -7.0)])
+def test_importance_samples_approach_the_probability_from_below(dequantization, gamma_min):
+    """`log P(v)` by cubature; the mean over K draws, with its `log K`, rises towards it."""
+    vdm = mixture_vdm(MIXTURE, 16, gamma_min=gamma_min, gamma_max=18.0)
     gamma_0, gamma_1 = vdm.noise_schedule.end_points()
-    alpha = torch.sigmoid(-gamma_0).sqrt().item()
+    alpha, sigma = gaussian.alpha(gamma_0).item(), gaussian.sigma(gamma_0).item()
     levels = (8, 11)
-    centre = [(2 * v + 1) / 16 - 1 for v in levels]
-
-    def density(second: float, first: float) -> float:
-        return MIXTURE.log_marginal(torch.tensor([first, second], dtype=torch.float64), gamma_0).exp().item()
-
-    edges = [alpha * (c + side / 16) for c in centre for side in (-1, 1)]
-    probability, _ = dblquad(density, *edges, epsabs=1e-9)
+    cells = (np.arange(1600) + 0.5) / 160 - 5  # their midpoints, in halves of a bin
+    axes = [alpha * ((2 * v + 1 + cells) / 16 - 1) for v in levels]
+    first, second = ([reading(dequantization, alpha, sigma, v, z) for z in axis] for v, axis in zip(levels, axes))
+    grid = torch.cartesian_prod(*(torch.from_numpy(axis) for axis in axes))
+    density = MIXTURE.log_marginal(grid, gamma_0).exp().reshape(1600, 1600).numpy()
+    probability = np.sum(density * np.outer(first, second)) * (alpha / 16 / 160) ** 2
     images = torch.tensor(levels).reshape(1, 1, 1, 2).expand(2000, -1, -1, -1)
     means, errors = [], []
     for num_samples in (1, 4, 16):
         nats = log_likelihood(
-            vdm, images, dequantization="uniform", num_importance_samples=num_samples, trace="exact", tolerance=1e-4,
+            vdm, images, dequantization=dequantization, num_importance_samples=num_samples, trace="exact", tolerance=1e-4,
             generator=torch.Generator().manual_seed(0),
         ).nats  # fmt: skip
         means.append(nats.mean().item())
@@ -122,7 +161,7 @@ def test_importance_samples_approach_the_probability_from_below():
     assert gaps[2] < 0.1 * gaps[0] and gaps[0] > 5 * errors[0]
 
 
-@pytest.mark.parametrize("dequantization", DEQUANTIZATIONS)
+@pytest.mark.parametrize("dequantization", ["truncated_normal", "uniform"])
 @pytest.mark.parametrize("mixture", [GAUSSIAN, MIXTURE], ids=["Gaussian", "mixture"])
 def test_bits_of_fine_levels_are_those_of_the_density(mixture, dequantization):
     """With bins much narrower than the noise, `-log2 P(v)` is that of the density times the bin."""

@@ -1,45 +1,73 @@
-"""Dequantisation: integer images as latents `z_0` with a density, each level spread over its own bin and no further.
+"""Dequantisation: integer images as latents `z_0`, which have a density where images have a probability.
 
-    log P(v) = log ∫_bin p(z_0) dz_0 >= E_q[log p(z_0) - log q(z_0|v)]
+    log P(v) = log ∫ P(v|z_0) p(z_0) dz_0 >= E_q[log p(z_0) + log P(v|z_0) - log q(z_0|v)]
 
-for any density q on the bin. With K draws the mean of `p / q` in the place of one is nearer to `P(v)`: its log is a bound
-that rises in K and tends to `log P(v)` (Burda et al. 2016).
+where `P(v|z_0)` says which image a latent is read as. With K draws the mean of `p P / q` in the place of one is nearer to
+`P(v)`: its log is a bound that rises in K and tends to `log P(v)` (Burda et al. 2016).
 """
 
-import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.distributions import Normal
 
 from . import gaussian
+from .noise_schedules import highest_precision
+from .vdm import VDM
 
 
-Dequantization = Callable[[Tensor, float, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""`(x, half_width, gamma_0, u) -> (z_0, log q(z_0|v))`: latents, shaped as the data `x` `(B, C, H, W)`, the midpoints of
-their bins, and a density of each image, `(B,)`, in nats; `u`, shaped as `x`, is uniform on (0, 1)."""
+Dequantization = Callable[[VDM, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""`(vdm, images, u) -> (z_0, log P(v|z_0) - log q(z_0|v))`: latents, shaped as the integer `images` `(B, C, H, W)`, and the
+rest of each image's bound but `log p(z_0)`, `(B,)`, in nats, both in float64 where the device has it; `u`, shaped as `images`
+and of that dtype, is uniform on (0, 1)."""
 
 
-def uniform(x: Tensor, half_width: float, gamma_0: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-    """`z_0 = alpha_0 (x + (2u - 1) half_width)`."""
-    alpha = gaussian.alpha(gamma_0)
-    log_q = -torch.log(2 * half_width * alpha) * x[0].numel()
-    return alpha * (x + (2 * u - 1) * half_width), log_q.expand(len(x))
+def decoder(vdm: VDM, images: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    """`z_0 = alpha_0 x + sigma_0 eps` and the `P(v|z_0)` of the variational bound, of which only the other terms change."""
+    x, alpha, sigma = _ends_of_diffusion(vdm, images)
+    eps = _standard_normal(u)
+    log_q = Normal(0, sigma).log_prob(sigma * eps).flatten(1).sum(1)
+    return alpha * x + sigma * eps, -vdm.reconstruction(images, eps) - log_q
 
 
-def truncated_normal(x: Tensor, half_width: float, gamma_0: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-    """`z_0 = alpha_0 x + sigma_0 eps`, as in the diffusion itself but with `eps` cut off where the bin ends.
+def truncated_normal(vdm: VDM, images: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    """`z_0 = alpha_0 x + sigma_0 eps` with `eps` cut off where the level's bin ends, each latent being read as its bin's level.
 
-    That is `q(z_0|x)` conditioned on the bin, so the flow gets latents as the denoiser knows them (Zheng et al. 2023).
+    The flow gets latents as the denoiser knows them (Zheng et al. 2023). What it puts into a neighbour's bin is lost: where
+    `sigma_0` is not small beside the bins, much.
     """
-    alpha, sigma = gaussian.alpha(gamma_0), gaussian.sigma(gamma_0)
-    limit = half_width * alpha / sigma
-    mass = torch.erf(limit / math.sqrt(2))
-    eps = math.sqrt(2) * torch.erfinv((2 * u - 1) * mass)
-    eps = torch.clamp(eps, -limit, limit)  # rounding may reach infinity
-    log_q = -0.5 * eps**2 - torch.log(math.sqrt(2 * math.pi) * mass * sigma)
-    return alpha * x + sigma * eps, log_q.flatten(1).sum(1)
+    x, alpha, sigma = _ends_of_diffusion(vdm, images)
+    limit = alpha / (vdm.num_levels * sigma)
+    outside = Normal(0, 1).cdf(-limit)
+    eps = _standard_normal(outside + u * (1 - 2 * outside)).clamp(-limit, limit)
+    log_q = Normal(0, sigma).log_prob(sigma * eps) - torch.log1p(-2 * outside)
+    return alpha * x + sigma * eps, -log_q.flatten(1).sum(1)
 
 
-DEQUANTIZATIONS: dict[str, Dequantization] = {"truncated_normal": truncated_normal, "uniform": uniform}
+def uniform(vdm: VDM, images: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    """`z_0` anywhere in the level's bin, each latent being read as its bin's level."""
+    x, alpha, _ = _ends_of_diffusion(vdm, images)
+    log_width = torch.log(2 * alpha / vdm.num_levels) * x[0].numel()
+    return alpha * (x + (2 * u - 1) / vdm.num_levels), log_width.expand(len(x))
+
+
+def _ends_of_diffusion(vdm: VDM, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The data x and `alpha_0`, `sigma_0`."""
+    x = vdm.scale(images)
+    x = x.to(highest_precision(x.device))
+    gamma_0 = vdm.noise_schedule.end_points()[0].detach().to(x)
+    return x, gaussian.alpha(gamma_0), gaussian.sigma(gamma_0)
+
+
+def _standard_normal(u: Tensor) -> Tensor:
+    eps = torch.finfo(u.dtype).eps
+    return torch.special.ndtri(u.clamp(eps, 1 - eps))
+
+
+DEQUANTIZATIONS: dict[str, Dequantization] = {
+    "decoder": decoder,
+    "truncated_normal": truncated_normal,
+    "uniform": uniform,
+}
 """By the names that options have."""

@@ -90,8 +90,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--dequantization",
         choices=tuple(DEQUANTIZATIONS),
-        default="truncated_normal",
-        help="How the ODE's images are spread over their bins.",
+        default="decoder",
+        help="How the ODE's latents are drawn and read.",
     )
     parser.add_argument("--num_importance_samples", type=int, default=1, help="Draws of that noise for one value of the ODE.")
     parser.add_argument("--trace", choices=TRACES, default="rademacher", help="The ODE's divergence: by a probe, or exact.")

@@ -145,7 +145,7 @@ class VDMPipeline(DiffusionPipeline):
         self,
         images: Images,
         class_labels: list[int] | Tensor | None = None,
-        dequantization: str = "truncated_normal",
+        dequantization: str = "decoder",
         num_importance_samples: int = 1,
         trace: str = "rademacher",
         tolerance: float = 1e-5,
@@ -162,7 +162,7 @@ class VDMPipeline(DiffusionPipeline):
                 PIL images, shown levels as `__call__` returns them: `v` at `255 v / (num_levels - 1)`. Or integers in
                 `[0, num_levels)`: an array `(B, H, W, C)` or a tensor `(B, C, H, W)`.
             class_labels (`list[int]` or `torch.Tensor`, *optional*): One an image, if the denoiser is class-conditional.
-            dequantization (`str`, *optional*, defaults to `"truncated_normal"`): Or `"uniform"`.
+            dequantization (`str`, *optional*, defaults to `"decoder"`): Or `"truncated_normal"`, `"uniform"`.
             num_importance_samples (`int`, *optional*, defaults to 1): More of them tighten the bound.
             trace (`str`, *optional*, defaults to `"rademacher"`): Or `"gaussian"` or, for small images, `"exact"`.
             tolerance (`float`, *optional*, defaults to 1e-5): Of the adaptive solver.
