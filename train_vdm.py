@@ -23,6 +23,7 @@ from typing import Any
 import torch
 import yaml
 from accelerate import Accelerator, PartialState
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import (
     DataLoaderConfiguration,
     GradientAccumulationPlugin,
@@ -223,13 +224,15 @@ def as_flags(options: dict[str, str | list[str]]) -> list[str]:
 
 
 def check_packages(config: TrainingConfig) -> None:
-    """Refuse to begin without what a run would miss at its first picture, or for the digits."""
+    """Refuse to begin without what a run would miss at its first picture, for its tracker, or for the digits."""
     packages = {"matplotlib": "matplotlib"}
     if config.dataset_name is None and config.train_data_dir is None:
         packages["sklearn"] = "scikit-learn"
     for module, package in packages.items():
         if find_spec(module) is None:
             raise ValueError(f"{package} is not installed: `pip install '.[quickstart]'` installs what training runs need.")
+    if config.report_to in LOGGER_TYPE_TO_CLASS and config.report_to not in map(str, get_available_trackers()):
+        raise ValueError(f"{config.report_to} is not installed: install it, or leave the tracker out by `--report_to none`.")
 
 
 def load_data(config: TrainingConfig) -> ImageData:

@@ -112,6 +112,13 @@ def test_options_that_contradict_the_data(tmp_path, options, message):
         load_images(train_data_dir=folder, **options)
 
 
+def test_images_without_a_label_are_refused(tmp_path):
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
+    folder = write_parquet(tmp_path / "data", {"image": [random_picture()] * 30, "label": [0, 1, -1] * 10}, features)
+    with pytest.raises(ValueError, match="`--label_column` 'label' must hold integers from 0, but holds -1"):
+        load_images(train_data_dir=folder, label_column="label")
+
+
 def test_unknown_data_sets_are_named(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="`--train_data_dir` .*nowhere.* is no folder"):
         load_images(train_data_dir=str(tmp_path / "nowhere"))

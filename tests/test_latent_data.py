@@ -10,6 +10,7 @@ from tiny_pipelines import vae, vqvae
 
 from vdm_diffusers.data import ImageData, ImageDataset
 from vdm_diffusers.latent_data import in_latent_space
+from vdm_diffusers.resuming import fingerprint
 
 
 def data(seed: int = 0, size: int = 16, channels: int = 3) -> ImageData:
@@ -50,6 +51,19 @@ def test_kept_latents_are_read_again_not_encoded(tmp_path, monkeypatch):
     for i in range(8):
         assert torch.equal(first.train[i]["images"], second.train[i]["images"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latents"]
+
+
+def test_latents_are_known_by_what_they_come_from(tmp_path):
+    """Kept or not, and whatever rounding encoded them; not those of other images or of another autoencoder."""
+    model, images = vae().eval(), data()
+    known = fingerprint(in_latent_space(images, model, tmp_path / "latents"))
+    assert fingerprint(in_latent_space(images, model)) == known != fingerprint(images)
+    others = [
+        in_latent_space(data(seed=1), model),
+        in_latent_space(images, vae().eval()),
+        in_latent_space(images, model, seed=1),
+    ]
+    assert known not in map(fingerprint, others)
 
 
 def test_an_encoding_that_was_broken_off_begins_anew(tmp_path, monkeypatch):

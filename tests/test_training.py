@@ -228,6 +228,12 @@ def test_a_missing_package_is_named_before_anything_is_written(train, tmp_path, 
         monkeypatch.setattr(train_vdm, "find_spec", lambda name, module=module: None if name == module else name)
         with pytest.raises(SystemExit, match=rf"{package} is not installed: `pip install '.\[quickstart\]'`"):
             train()
+    monkeypatch.undo()
+    monkeypatch.setattr(train_vdm, "get_available_trackers", list)
+    with pytest.raises(
+        SystemExit, match="tensorboard is not installed: install it, or leave the tracker out by `--report_to none`"
+    ):
+        train(report_to="tensorboard")
     assert not (tmp_path / "out").exists()
 
 

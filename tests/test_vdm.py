@@ -292,6 +292,23 @@ def test_unsuitable_images_are_refused():
         tiny_vdm()(torch.arange(72).reshape(1, 2, 6, 6) % 17)
     with pytest.raises(ValueError, match="but they run from -1 to"):
         tiny_vdm()(torch.arange(-1, 71).reshape(1, 2, 6, 6) % 17 - 1)
+    with pytest.raises(ValueError, match="but they run from 0 to 16"):
+        tiny_vdm()((torch.arange(72).reshape(1, 2, 6, 6) % 17).to(torch.uint16))
+
+
+@pytest.mark.parametrize(
+    ("draws", "message"),
+    [
+        ({"times": torch.tensor([0.5, 1.5])}, r"`times` must lie in \[0, 1\], but run from 0.5 to 1.5"),
+        ({"times": torch.tensor([0.5, torch.nan])}, r"`times` must lie in \[0, 1\]"),
+        ({"times": torch.tensor([0, 999])}, r"`times` must be 2 numbers in \[0, 1\].* torch.int64 of shape \(2,\)"),
+        ({"times": torch.rand(2, 1)}, r"`times` must be 2 numbers .* of shape \(2, 1\)"),
+        ({"noise": torch.randn(2, 2, 6, 6)}, r"`noise` must have the shape \(2, 2, 2, 6, 6\), but has \(2, 2, 6, 6\)"),
+    ],
+)
+def test_unsuitable_draws_are_refused(draws, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_vdm()(torch.zeros(2, 2, 6, 6, dtype=torch.uint8), **draws)
 
 
 def test_conditioning_reaches_the_denoiser():

@@ -51,6 +51,7 @@ class ImageData:
         num_levels (`int`): Number of grey levels.
         num_classes (`int`, *optional*): Number of classes.
         name (`str`): For messages and the model card.
+        origin (`str`, *optional*): Of latents, which images they were encoded from and by what.
     """
 
     train: Dataset | IterableDataset
@@ -59,6 +60,7 @@ class ImageData:
     num_levels: int
     num_classes: int | None
     name: str
+    origin: str | None = None
 
 
 def image_to_tensor(image: PIL.Image.Image | np.ndarray | list) -> Tensor:
@@ -278,9 +280,12 @@ def check_levels(images: Dataset, num_levels: int) -> None:
 
 def _count_classes(datasets: tuple, label_column: str) -> int:
     feature = datasets[0].features[label_column]
-    if hasattr(feature, "num_classes"):
-        return feature.num_classes
     labels = np.concatenate([dataset[label_column] for dataset in datasets])
-    if labels.dtype.kind not in "iu" or labels.min() < 0:
+    if labels.dtype.kind not in "iu":
         raise ValueError(f"`--label_column` {label_column!r} must hold integers from 0, but holds {labels.dtype}.")
-    return int(labels.max()) + 1
+    if labels.min() < 0:
+        raise ValueError(
+            f"`--label_column` {label_column!r} must hold integers from 0, but holds {labels.min()}, which often means no"
+            " label: leave such images out, or name a labelled `--validation_split`."
+        )
+    return getattr(feature, "num_classes", int(labels.max()) + 1)

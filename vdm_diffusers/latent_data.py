@@ -68,13 +68,13 @@ def in_latent_space(
     labelled = data.num_classes is not None
     validation = LatentDataset(latents, labels if labelled else None)
     train = data.train
+    facts = _facts(vae, data, seed)
     if folder is not None:
-        facts = _facts(vae, data, seed)
         if write and not _holds(Path(folder), facts):
             _write(Path(folder), facts, vae, data, shape, device, seed + 1)
         if _holds(Path(folder), facts):
             train = _read(Path(folder), labelled)
-    return replace(data, train=train, validation=validation, shape=shape)
+    return replace(data, train=train, validation=validation, shape=shape, origin=json.dumps(facts))
 
 
 def latent_shape(vae: ModelMixin, data: ImageData) -> tuple[int, int, int]:
@@ -92,7 +92,7 @@ def latent_shape(vae: ModelMixin, data: ImageData) -> tuple[int, int, int]:
 
 
 def _facts(vae: ModelMixin, data: ImageData, seed: int) -> dict:
-    """What kept latents are those of."""
+    """What latents are those of."""
     weights = sum(parameter.double().abs().sum().item() for parameter in vae.parameters())
     return {"images": fingerprint(data), "autoencoder": f"{type(vae).__name__} {weights:.6e}", "seed": seed}
 

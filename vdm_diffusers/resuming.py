@@ -61,7 +61,12 @@ def compare_runs(then: dict, now: dict, allow_config_change: bool) -> list[str]:
 
 
 def fingerprint(data: ImageData, num_images: int = 64) -> str:
-    """A hash of the format, the sizes, and `num_images` images spread over each split that is no stream, wherever it is."""
+    """A hash of the format, the sizes, and `num_images` images spread over each split that is no stream, wherever it is.
+
+    That of latents is one of what they come from: whether they are kept, or on which device they were encoded, doesn't matter.
+    """
+    if data.origin is not None:
+        return hashlib.sha256(data.origin.encode()).hexdigest()
     digest = hashlib.sha256(repr((data.shape, data.num_levels, data.num_classes)).encode())
     for split in (data.train, data.validation):
         if isinstance(split, IterableDataset):

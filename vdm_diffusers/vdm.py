@@ -161,12 +161,17 @@ class VDM(nn.Module):
 
         Returns:
             [`VDMLoss`], in float32 at least.
+
+        Raises:
+            `TypeError` and `ValueError`: for images as [`~VDM.scale`] refuses them, for `times` and `noise` of another shape;
+            on the CPU, where looking costs nothing, also for times outside [0, 1].
         """
         x = self.scale(images, generator)
         if times is None:
             times = stratified_times(torch.rand((), generator=generator, device=x.device), len(x))
         if noise is None:
             noise = torch.randn(2, *x.shape, generator=generator, device=x.device, dtype=x.dtype)
+        _check_draws(times, noise, x)
         diffusion, weight = self._weighted_diffusion(x, times, noise[1], class_labels, conditioning)
         return VDMLoss(
             prior=self.prior(x),
@@ -201,7 +206,7 @@ class VDM(nn.Module):
             raise TypeError(f"`images` must be integers in [0, {self.num_levels}), but they are {images.dtype}.")
         limits = torch.iinfo(images.dtype)
         if limits.min < 0 or limits.max >= self.num_levels:
-            low, high = images.aminmax()
+            low, high = images.long().aminmax()
             if low < 0 or high >= self.num_levels:
                 raise ValueError(
                     f"`images` must be integers in [0, {self.num_levels}), but they run from {low} to {high}: give the"
@@ -393,6 +398,19 @@ class VDM(nn.Module):
         schedule = NOISE_SCHEDULES[config["_class_name"]].from_pretrained(**source, **kwargs)
         pipeline = VDMPipeline.from_pretrained(pretrained_model_name_or_path, **kwargs)
         return cls.from_pipeline(pipeline, schedule, num_timesteps, weighting)
+
+
+def _check_draws(times: Tensor, noise: Tensor, x: Tensor) -> None:
+    if times.shape != x.shape[:1] or not times.is_floating_point():
+        raise ValueError(
+            f"`times` must be {len(x)} numbers in [0, 1], one an image, but are {times.dtype} of shape {tuple(times.shape)}."
+        )
+    if noise.shape != (2, *x.shape):
+        raise ValueError(f"`noise` must have the shape {(2, *x.shape)}, but has {tuple(noise.shape)}.")
+    if times.device.type == "cpu" and not torch.compiler.is_compiling():
+        low, high = times.aminmax()
+        if not (low >= 0 and high <= 1):
+            raise ValueError(f"`times` must lie in [0, 1], but run from {low:.4g} to {high:.4g}: 1 is noise, not 1000.")
 
 
 @contextmanager
