@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -24,7 +25,9 @@ from torch.utils.data import DataLoader
 
 from vdm_diffusers import VDM, LearnedMonotoneSchedule, VDMScheduler, VDMUNet2DModel
 from vdm_diffusers.checkpoints import save_checkpoint
-from vdm_diffusers.data import load_images
+from vdm_diffusers.data import ImageDataset, load_images
+from vdm_diffusers.ddpm_bound import DDPM, ddpm_bound
+from vdm_diffusers.likelihood import variational_bound
 
 
 RESOLUTION = 32
@@ -120,6 +123,37 @@ def sampling(options: argparse.Namespace) -> Iterator[tuple[str, Ratio]]:
     yield "sampling loop / denoiser calls", ratio(loop, calls, options.repeats)
 
 
+def evaluation(options: argparse.Namespace) -> Iterator[tuple[str, Ratio]]:
+    """Evaluations, from a data set of images to a figure with its errors, over the same calls of the denoiser."""
+    unet = Model(options).unet.eval()
+    pipeline = diffusers.DDPMPipeline(unet, diffusers.DDPMScheduler())
+    shape = (options.batch_size, RESOLUTION, RESOLUTION, 3)
+    data = ImageDataset([{"image": image.numpy()} for image in torch.randint(0, 256, shape, dtype=torch.uint8)])
+    vdm, ddpm = VDM.from_pipeline(pipeline), DDPM.from_pipeline(pipeline)
+    evaluations = {
+        "variational bound": lambda: variational_bound(vdm, data, num_repeats=4),
+        "DDPM's bound": lambda: ddpm_bound(ddpm, data, num_indices=3),
+    }
+    for name, evaluate in evaluations.items():
+        calls = recorded_calls(unet, evaluate)
+        yield f"{name} / denoiser calls", ratio(evaluate, partial(repeat_calls, unet, calls), options.repeats)
+
+
+def recorded_calls(unet: VDMUNet2DModel, function: Callable[[], object]) -> list[tuple]:
+    """The arguments of the denoiser's calls in a run of the function."""
+    calls = []
+    hook = unet.register_forward_pre_hook(lambda _, args, kwargs: calls.append((args, kwargs)), with_kwargs=True)
+    function()
+    hook.remove()
+    return calls
+
+
+@torch.no_grad()
+def repeat_calls(unet: VDMUNet2DModel, calls: list[tuple]) -> None:
+    for args, kwargs in calls:
+        unet(*args, **kwargs)
+
+
 def stepping(options: argparse.Namespace) -> Iterator[tuple[str, Ratio]]:
     """`VDMScheduler.step` over that of diffusers' schedulers."""
     for name, (peer, kwargs) in PEERS.items():
@@ -155,7 +189,10 @@ def reading(options: argparse.Namespace) -> Iterator[tuple[str, Ratio]]:
                 PIL.Image.fromarray(pixels).save(path)
         data = load_images(train_data_dir=folder)
         loader = DataLoader(data.train, options.batch_size)
-        yield "reading a batch / training step", ratio(lambda: next(iter(loader)), model.training_step, options.repeats)
+        yield (
+            f"reading {options.batch_size} images / training step",
+            ratio(lambda: next(iter(loader)), model.training_step, options.repeats),
+        )
 
 
 def checkpointing(options: argparse.Namespace) -> Iterator[tuple[str, Ratio]]:
@@ -216,7 +253,7 @@ def memory(options: argparse.Namespace) -> Iterator[tuple[str, Ratio]]:
     yield "peak memory, training step / denoiser forward + backward", Ratio(median, low, high)
 
 
-PARTS = {part.__name__: part for part in (training, sampling, stepping, reading, checkpointing, memory)}
+PARTS = {part.__name__: part for part in (training, sampling, evaluation, stepping, reading, checkpointing, memory)}
 
 
 def main() -> None:
@@ -232,11 +269,12 @@ def main() -> None:
     options = parser.parse_args()
 
     print(f"{RESOLUTION}×{RESOLUTION}×3, {torch.get_num_threads()} threads, {platform.processor() or platform.machine()}\n")
-    print("| ratio | median (quartiles) |\n| --- | --- |")
+    print("| ratio | median (quartiles) | ms of the first |\n| --- | --- | --- |")
     results = {}
     for name in options.only:
         for row, value in PARTS[name](options):
-            print(f"| {row} | {value} |", flush=True)
+            milliseconds = "—" if value.seconds is None else f"{1000 * value.seconds:.4g}"
+            print(f"| {row} | {value} | {milliseconds} |", flush=True)
             results[row] = value._asdict()
     imports = [fresh_process(IMPORT) for _ in range(3)]
     print(f"\n`import vdm_diffusers` after `import diffusers`: {statistics.median(imports):.3f} s")

@@ -7,11 +7,12 @@ from typing import NamedTuple
 
 
 class Ratio(NamedTuple):
-    """Median and quartiles over the repeats."""
+    """Median and quartiles over the repeats, and the median of the numerator in seconds, where it is a time."""
 
     median: float
     low: float
     high: float
+    seconds: float | None = None
 
     def __str__(self) -> str:
         return f"{self.median:.3f} ({self.low:.3f} to {self.high:.3f})"
@@ -27,12 +28,12 @@ def seconds(function: Callable[[], None]) -> float:
 def ratio(function: Callable[[], None], baseline: Callable[[], None], repeats: int) -> Ratio:
     """Time of `function` over that of `baseline`, called in turns, first one then the other at the front, after a warm-up."""
     function(), baseline()
-    ratios = []
+    pairs = []
     for repeat in range(repeats):
         if repeat % 2:
             ours, theirs = seconds(function), seconds(baseline)
         else:
             theirs, ours = seconds(baseline), seconds(function)
-        ratios.append(ours / theirs)
-    low, median, high = statistics.quantiles(ratios, n=4)
-    return Ratio(median, low, high)
+        pairs.append((ours, theirs))
+    low, median, high = statistics.quantiles([ours / theirs for ours, theirs in pairs], n=4)
+    return Ratio(median, low, high, statistics.median(ours for ours, _ in pairs))

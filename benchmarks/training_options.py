@@ -46,7 +46,7 @@ RUNS: dict[str, dict] = {
     "paper's augmentation": {"augmentation": "paper"},
     "stream": STREAM,
     "latents": LATENT,
-    "latents, cached": LATENT | {"cache_latents": "latents"},
+    "latents, cached": LATENT | {"cache_latents": "kept"},
 }
 
 

@@ -193,6 +193,13 @@ def test_contradictory_variances_are_refused():
         ddpm_bound(DDPM.from_pipeline(pipeline()), dataset(), num_indices=12)
 
 
+def test_the_paper_s_denoiser_is_one_of_a_chain_too():
+    """It leaves its number of output channels to be that of its input."""
+    unet = VDMUNet2DModel(6, 2, block_channels=8, layers_per_side=1, norm_num_groups=4)
+    ddpm = DDPM.from_pipeline(DDPMPipeline(unet, DDPMScheduler()))
+    assert ddpm.variance_type == "fixed_small" and unet.config.out_channels is None
+
+
 def test_a_stock_pipeline_has_a_bound_in_the_vdm_s_convention_too():
     vdm = VDM.from_pipeline(pipeline("learned_range", prediction_type="v_prediction"))
     bound = variational_bound(vdm, dataset(20), num_repeats=2)

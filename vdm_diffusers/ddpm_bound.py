@@ -84,11 +84,13 @@ class DDPM(nn.Module):
         if gammas is None:
             raise ValueError("A VDM is no model of a β-chain, which DDPM's bound is about: evaluate its own bound.")
         variance_type = variance_type or config.get("variance_type", "fixed_small").removesuffix("_log")
-        expected = pipeline.unet.config.in_channels * (2 if variance_type.startswith("learned") else 1)
-        if pipeline.unet.config.out_channels != expected:
+        channels = pipeline.unet.config.in_channels
+        expected = channels * (2 if variance_type.startswith("learned") else 1)
+        found = pipeline.unet.config.out_channels or channels
+        if found != expected:
             raise ValueError(
                 f"`variance_type` is {variance_type!r}, for which the denoiser would have {expected} output channels, but it"
-                f" has {pipeline.unet.config.out_channels}: learned variances take as many as an image, fixed ones none."
+                f" has {found}: learned variances take as many as an image, fixed ones none."
             )
         num_levels = pipeline.config.get("num_levels", 256)
         return cls(pipeline.unet, gammas, config.prediction_type, variance_type, clip_denoised, num_levels)
