@@ -160,7 +160,7 @@ def check_needs(config: TrainingConfig, data: ImageData, vdm: VDM, accelerator: 
     if config.dry_run:
         if config.push_to_hub:
             check_token(config)
-        print(describe_plan(config, data, vdm, accelerator.num_processes, accelerator.device))
+        print(describe_plan(config, data, vdm, accelerator.num_processes, accelerator.device, accelerator.is_fsdp2))
     check_disk_space(config, needs_of(config, vdm))
 
 

@@ -8,7 +8,8 @@ import torch
 from loopback_hub import TOKEN
 
 from vdm_diffusers import VDM, LearnedMonotoneSchedule, VDMUNet2DModel
-from vdm_diffusers.planning import activation_bytes, in_units, needs_of
+from vdm_diffusers.data import load_digits
+from vdm_diffusers.planning import activation_bytes, describe_plan, in_units, needs_of
 from vdm_diffusers.training_config import TrainingConfig
 
 
@@ -51,6 +52,18 @@ def test_a_checkpoint_takes_what_was_said(train, tmp_path):
     said = needs_of(TrainingConfig(), VDM.from_pretrained(tmp_path / "out")).checkpoint
     written = sum(path.stat().st_size for path in (tmp_path / "out" / "checkpoint-1").iterdir())
     assert said < written < 1.05 * said  # names, history, random states
+
+
+def test_processes_share_the_memory_of_a_sharded_model():
+    unet = VDMUNet2DModel(8, 1, block_channels=8, layers_per_side=1, norm_num_groups=4)
+    vdm, data = VDM(unet, LearnedMonotoneSchedule(), num_levels=17), load_digits()
+    needs = needs_of(TrainingConfig(), vdm)
+    whole, shared = (
+        describe_plan(TrainingConfig(), data, vdm, 4, torch.device("cpu"), sharded).replace("\n", " ")
+        for sharded in (False, True)
+    )
+    assert f"memory  {in_units(needs.state)} for weights" in whole
+    assert f"memory  {in_units(needs.state / 4)} for shards of weights" in shared
 
 
 @pytest.mark.parametrize("options", [{}, {"dropout": 0.0}, {"num_class_embeds": 3}])

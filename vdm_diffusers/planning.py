@@ -76,10 +76,13 @@ def check_disk_space(config: TrainingConfig, needs: Needs) -> None:
         )
 
 
-def describe_plan(config: TrainingConfig, data: ImageData, vdm: VDM, num_processes: int, device: torch.device) -> str:
+def describe_plan(
+    config: TrainingConfig, data: ImageData, vdm: VDM, num_processes: int, device: torch.device, sharded: bool = False
+) -> str:
     """All of it, in lines for a terminal."""
     needs = needs_of(config, vdm)
-    run = describe_run(config, data, num_processes)
+    state, whose = (needs.state / num_processes, "shards of ") if sharded else (needs.state, "")
+    run = describe_run(config, data, num_processes, sharded)
     channels, height, width = data.shape
     if isinstance(data.train, IterableDataset):
         train, epochs = "a stream", ""
@@ -94,7 +97,7 @@ def describe_plan(config: TrainingConfig, data: ImageData, vdm: VDM, num_process
         "steps": f"{config.max_train_steps:,} of {images_a_step(run):,} images: {num_processes} processes × batch"
         f" {config.train_batch_size} × {config.gradient_accumulation_steps}{epochs}",
         "device": f"{device.type}, {config.mixed_precision} mixed precision",
-        "memory": f"{in_units(needs.state)} for weights, gradients, AdamW and average on each process, and about"
+        "memory": f"{in_units(state)} for {whose}weights, gradients, AdamW and average on each process, and about"
         f" {in_units(needs.activations)} for activations; {_memory_of(device)}",
         "disk": f"{in_units(needs.checkpoint)} a checkpoint, {config.checkpoints_total_limit} kept,"
         f" {in_units(needs.disk)} in all; {in_units(needs.free_disk)} free",
