@@ -43,7 +43,7 @@ RUNS: dict[str, dict] = {
     "EDM": {"weighting": "edm"},
     "class-conditional": {"label_column": "label"},
     "flip": {"augmentation": "flip"},
-    "paper's augmentation": {"augmentation": "paper"},
+    "paper's augmentation, 2,000 steps": {"augmentation": "paper", "max_train_steps": 2000},
     "stream": STREAM,
     "latents": LATENT,
     "latents, cached": LATENT | {"cache_latents": "kept"},
@@ -93,7 +93,7 @@ def prepare(folder: Path) -> None:
 
 def run(folder: Path, name: str, steps: int, threads: int = 1) -> dict:
     """The metrics of one run, with its output folder as `output_dir`."""
-    out = folder / name.replace(" ", "-")
+    out = folder / name.replace(", ", "-").replace(" ", "-")
     options = SMALL | {"max_train_steps": steps, "validation_steps": steps, "checkpointing_steps": steps} | RUNS[name]
     flags = []
     for option, value in (options | {"output_dir": out}).items():
@@ -127,7 +127,7 @@ def main() -> None:
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("--runs", nargs="+", choices=RUNS, default=list(RUNS), help="Which to train.")
-    parser.add_argument("--steps", type=int, default=400, help="Training steps of every run.")
+    parser.add_argument("--steps", type=int, default=400, help="Training steps of every run that says no other.")
     parser.add_argument("--num_samples", type=int, default=500, help="Samples of every run.")
     parser.add_argument("--threads", type=int, default=1, help="Of every run.")
     parser.add_argument("--figure", type=Path, help="A picture of samples, one row a run.")

@@ -16,7 +16,7 @@ UNIFORM = math.log2(17)
 NORMAL = 0.5 * math.log(2 * math.pi * math.e)
 """The differential entropy of a standard normal variable: what latents of unit variance cost without a model, in nats."""
 
-BOUNDS = dict.fromkeys(("ELBO", "class-conditional", "stream", "paper's augmentation"), HISTOGRAM)
+BOUNDS = dict.fromkeys(("ELBO", "class-conditional", "stream", "paper's augmentation, 2,000 steps"), HISTOGRAM)
 BOUNDS |= {"latents": NORMAL, "latents, cached": NORMAL}
 
 
