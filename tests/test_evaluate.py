@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import PIL.Image
@@ -71,7 +70,7 @@ def test_ode_is_that_of_the_function(tmp_path, capsys):
     (row,) = run(tmp_path / "model", tmp_path, *ODE, *flags)["results"]
     images = Subset(load_digits().validation, range(6))
     settings = {"dequantization": "uniform", "num_importance_samples": 2, "tolerance": 0.01}
-    expected = asdict(ode_likelihood(vdm.double(), images, num_repeats=2, **settings))
+    expected = ode_likelihood(vdm.double(), images, num_repeats=2, **settings).record()
     assert {name: row[name] for name in expected} == pytest.approx(expected, abs=1e-4)
     assert f"| ODE, uniform, K = 2 | {row['bits_per_dim']:.4f} ±" in capsys.readouterr().out
 
@@ -83,7 +82,7 @@ def test_both_conventions_of_a_stock_pipeline(tmp_path, capsys):
     flags = ["--data_dir", str(data), "--estimators", "vlb", "ddpm", "--num_timesteps", "19", "continuous"]
     result = run(tmp_path / "model", tmp_path, *flags)
     images = load_images(train_data_dir=str(data)).validation
-    expected = asdict(ddpm_bound(DDPM.from_pipeline(pipeline), images, num_repeats=4))
+    expected = ddpm_bound(DDPM.from_pipeline(pipeline), images, num_repeats=4).record()
     for name, value in expected.items():
         assert result["results"][2][name] == pytest.approx(value), name
     expected = variational_bound(VDM.from_pipeline(pipeline, num_timesteps=19), images, num_repeats=4)
@@ -95,7 +94,7 @@ def check_processes(folder: Path, num_processes: int, batch_sizes: tuple[int, ..
     """Compare what so many processes write with what this one does in a single batch."""
     digits_vdm().save_pretrained(folder / "model")
     expected = run(folder / "model", folder, "--batch_size", "297", *flags)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(num_processes), "--master_port", "29517"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_processes)]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     for batch_size in batch_sizes:
         options = ["--batch_size", str(batch_size), "--pretrained_model_name_or_path", str(folder / "model")]

@@ -126,7 +126,7 @@ def test_errors_of_known_components():
         assert statistics.mean(squares) == pytest.approx(expected, rel=0.1)
     assert statistics.mean(estimate.standard_error**2 for estimate in estimates) == pytest.approx(4 / 300 + 9 / 1500, rel=0.1)
     assert statistics.mean(estimate.variance for estimate in estimates) == pytest.approx(13, rel=0.05)
-    assert statistics.stdev(estimate.mean for estimate in estimates) ** 2 == pytest.approx(4 / 300 + 9 / 1500, rel=0.2)
+    assert statistics.stdev(estimate.per_dim for estimate in estimates) ** 2 == pytest.approx(4 / 300 + 9 / 1500, rel=0.2)
 
 
 def test_one_repeat_has_one_error():

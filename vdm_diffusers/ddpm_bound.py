@@ -165,23 +165,17 @@ def _log_normal_mass(lower: Tensor, upper: Tensor) -> Tensor:
     return log_upper + torch.log(-torch.expm1(log_lower - log_upper))
 
 
-@dataclass
-class DDPMBound:
+@dataclass(kw_only=True)
+class DDPMBound(Estimate):
     """The negative variational bound of a data set in DDPM's convention, everything in bits per dimension.
 
+    Its errors and its variance are an [`Estimate`]'s.
+
     Attributes:
-        bits_per_dim (`float`): Mean over the images.
-        standard_error, standard_error_images, standard_error_draws (`float`): Of that mean, as [`Estimate`] has them.
-        variance (`float`): Of the value of one image in one repeat.
         prior, reconstruction, diffusion (`float`): `L_T`, `L_0` and the sum of `L_1` to `L_{T-1}`.
         timestep_terms (`list[float]`): `L_0, ..., L_{T-1}` one by one, `None` where no index was drawn.
     """
 
-    bits_per_dim: float
-    standard_error: float
-    standard_error_images: float | None
-    standard_error_draws: float | None
-    variance: float
     prior: float
     reconstruction: float
     diffusion: float
@@ -242,17 +236,12 @@ def ddpm_bound(
     bits = for_each_image(terms, dataset, batch_size, device, processes, description).transpose(0, 1)
     prior, reconstruction, steps = bits[..., 0], bits[..., 1], bits[..., 2:]
     diffusion = steps.mean(2) * highest
-    total = Estimate.from_repeats(prior + reconstruction + diffusion)
     sums = torch.zeros(highest + 1, dtype=torch.float64).index_add(0, chosen.flatten(), steps.flatten())
     counts = torch.bincount(chosen.flatten(), minlength=highest + 1)
     timestep_terms = [reconstruction.mean().item()]
     timestep_terms += [(s / n).item() if n else None for s, n in zip(sums[1:], counts[1:])]
-    return DDPMBound(
-        bits_per_dim=total.mean,
-        standard_error=total.standard_error,
-        standard_error_images=total.standard_error_images,
-        standard_error_draws=total.standard_error_draws,
-        variance=total.variance,
+    return DDPMBound.from_repeats(
+        prior + reconstruction + diffusion,
         prior=prior.mean().item(),
         reconstruction=reconstruction.mean().item(),
         diffusion=diffusion.mean().item(),

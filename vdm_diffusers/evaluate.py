@@ -9,7 +9,6 @@ import argparse
 import json
 import platform
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -21,11 +20,11 @@ from diffusers import DiffusionPipeline
 from torch.utils.data import Subset
 
 from .data import ImageData, load_images
-from .ddpm_bound import DDPM, VARIANCE_TYPES, DDPMBound, ddpm_bound
+from .ddpm_bound import DDPM, VARIANCE_TYPES, ddpm_bound
 from .dequantization import DEQUANTIZATIONS
 from .figures import check_figure_path, save_loss_profiles
-from .likelihood import VariationalBound, variational_bound
-from .ode_likelihood import TRACES, ODELikelihood, ode_likelihood
+from .likelihood import variational_bound
+from .ode_likelihood import TRACES, ode_likelihood
 from .pixel_space import check_images, check_pixel_space
 from .vdm import VDM
 
@@ -160,15 +159,11 @@ def evaluate(options: argparse.Namespace, processes: PartialState) -> dict:
         "dtype": options.dtype,
         "versions": _versions(),
         "results": [
-            row | _record(measure(images, description=_name(row), **shared))
+            row | measure(images, description=_name(row), **shared).record()
             for estimator in options.estimators
             for row, measure in MEASUREMENTS[estimator](pipeline, options, processes.device)
         ],
     }
-
-
-def _record(result: VariationalBound | DDPMBound | ODELikelihood) -> dict:
-    return result.record() if isinstance(result, VariationalBound) else asdict(result)
 
 
 Measurements = Iterator[tuple[dict, Callable]]

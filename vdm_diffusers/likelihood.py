@@ -1,6 +1,6 @@
 """The variational bound of a data set, in bits per dimension."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice
 
 import torch
@@ -11,7 +11,6 @@ from torch.utils.data import DataLoader, Dataset
 from .estimates import Estimate
 from .per_image import for_each_image, generators
 from .streaming import ImageStream
-from .units import BITS_PER_DIM, Unit
 from .vdm import VDM, VDMLoss, evaluating, stratified_times
 
 
@@ -36,45 +35,23 @@ class LossProfile:
     standard_error: list[float]
 
 
-@dataclass
-class VariationalBound:
-    """The negative variational bound of a data set, everything in one unit.
+@dataclass(kw_only=True)
+class VariationalBound(Estimate):
+    """The negative variational bound of a data set, everything in one unit. Its errors and its variance are an [`Estimate`]'s.
 
     Attributes:
-        unit ([`Unit`]): Bits per dimension of integer images, nats per dimension of real-valued data, such as latents.
-        per_dim (`float`): Mean over the images.
-        standard_error, standard_error_images, standard_error_draws (`float`): Of that mean, as [`Estimate`] has them: in all,
-            because there could be other images, and because there could be other times and noises. The latter two are `None`
-            for a single repeat.
-        variance (`float`): Of the bound's estimate from one image, one time and one noise.
         prior, reconstruction, diffusion (`float`): Its three terms.
         profile ([`LossProfile`]): The last of them over gamma.
     """
 
-    unit: Unit
-    per_dim: float
-    standard_error: float
-    standard_error_images: float | None
-    standard_error_draws: float | None
-    variance: float
     prior: float
     reconstruction: float
     diffusion: float
     profile: LossProfile
 
-    @property
-    def bits_per_dim(self) -> float:
-        """`per_dim` of integer images; `ValueError` for real-valued data."""
-        if self.unit is not BITS_PER_DIM:
-            raise ValueError("The bound of real-valued data is one of a density, which counts no bits: use `per_dim`.")
-        return self.per_dim
-
     def record(self) -> dict:
-        """All of it for JSON, with the name of the unit for `per_dim`."""
-        fields = {name: value for name, value in asdict(self).items() if name not in ("unit", "per_dim", "profile")}
         profile = {"gammas": self.profile.gammas, self.unit.name: self.profile.per_dim}
-        profile["standard_error"] = self.profile.standard_error
-        return {self.unit.name: self.per_dim} | fields | {"profile": profile}
+        return super().record() | {"profile": profile | {"standard_error": self.profile.standard_error}}
 
 
 @torch.no_grad()
@@ -124,15 +101,10 @@ def variational_bound(
         return torch.stack(repeats, dim=1)
 
     values = for_each_image(terms, dataset, batch_size, device, processes, description).transpose(0, 1)
-    total = Estimate.from_repeats(values.sum(2))
     prior, reconstruction, diffusion = values.mean((0, 1)).tolist()
-    return VariationalBound(
+    return VariationalBound.from_repeats(
+        values.sum(2),
         unit=vdm.unit,
-        per_dim=total.mean,
-        standard_error=total.standard_error,
-        standard_error_images=total.standard_error_images,
-        standard_error_draws=total.standard_error_draws,
-        variance=total.variance,
         prior=prior,
         reconstruction=reconstruction,
         diffusion=diffusion,

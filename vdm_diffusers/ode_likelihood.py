@@ -103,24 +103,17 @@ def _check_options(dequantization: str, num_importance_samples: int, trace: str)
         raise ValueError(f"`num_importance_samples` is {num_importance_samples}, but must be at least 1.")
 
 
-@dataclass
-class ODELikelihood:
+@dataclass(kw_only=True)
+class ODELikelihood(Estimate):
     """The negative log-likelihood of a data set under the ODE, in bits per dimension.
 
+    Its errors and its variance are an [`Estimate`]'s, whose draws are those of dequantisation and probe.
+
     Attributes:
-        bits_per_dim (`float`): Mean over the images and repeats.
-        standard_error, standard_error_images, standard_error_draws (`float`): Of that mean, as [`Estimate`] has them; draws are
-            those of dequantisation and probe.
-        variance (`float`): Of one value of one image.
         num_evaluations (`float`): Of the denoiser, for an image and repeat, in the mean.
         max_evaluations (`int`): The largest number of them.
     """
 
-    bits_per_dim: float
-    standard_error: float
-    standard_error_images: float | None
-    standard_error_draws: float | None
-    variance: float
     num_evaluations: float
     max_evaluations: int
 
@@ -155,13 +148,6 @@ def ode_likelihood(
 
     results = for_each_image(bits, dataset, batch_size, device, processes, description)
     values, num_evaluations = results.transpose(0, 1).unbind(2)
-    total = Estimate.from_repeats(values)
-    return ODELikelihood(
-        bits_per_dim=total.mean,
-        standard_error=total.standard_error,
-        standard_error_images=total.standard_error_images,
-        standard_error_draws=total.standard_error_draws,
-        variance=total.variance,
-        num_evaluations=num_evaluations.mean().item(),
-        max_evaluations=int(num_evaluations.max()),
+    return ODELikelihood.from_repeats(
+        values, num_evaluations=num_evaluations.mean().item(), max_evaluations=int(num_evaluations.max())
     )
