@@ -19,6 +19,13 @@ def test_the_schedule_has_a_learning_rate_of_its_own_and_no_decay():
     assert len(denoiser["params"]) + len(schedule["params"]) == len(list(vdm.parameters()))
 
 
+def test_a_schedule_of_which_nothing_is_trained_has_no_group():
+    vdm = tiny_vdm().requires_grad_(False)
+    vdm.unet.requires_grad_(True)
+    (denoiser,) = build_optimizer(TrainingConfig(), vdm).param_groups
+    assert len(denoiser["params"]) == len(list(vdm.unet.parameters()))
+
+
 def test_fused_adamw_makes_the_same_steps():
     images, ends = torch.randint(0, 16, (4, 2, 6, 6)), []
     for name in ("adamw", "adamw_fused"):

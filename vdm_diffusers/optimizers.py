@@ -30,5 +30,5 @@ def build_optimizer(config: TrainingConfig, vdm: VDM) -> torch.optim.Optimizer:
     """The optimiser that the configuration names, without weight decay for the schedule."""
     denoiser = {"params": list(vdm.unet.parameters()), "lr": config.learning_rate, "weight_decay": config.adam_weight_decay}
     schedule = {"params": list(vdm.noise_schedule.parameters()), "lr": config.schedule_learning_rate, "weight_decay": 0.0}
-    groups = [group for group in (denoiser, schedule) if group["params"]]
+    groups = [group for group in (denoiser, schedule) if any(parameter.requires_grad for parameter in group["params"])]
     return OPTIMIZERS[config.optimizer](groups, betas=(config.adam_beta1, config.adam_beta2), eps=config.adam_epsilon)
