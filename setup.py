@@ -9,6 +9,7 @@ EXTRAS = {
     "quickstart": ["scikit-learn>=1.5", "matplotlib>=3.9", "tensorboard>=2.17"],
     "test": ["pytest>=8", "hypothesis>=6.100", "scipy>=1.13", "mpmath>=1.3"],
     "docs": ["mkdocs>=1.6"],
+    "deepspeed": ["deepspeed>=0.19.8"],
 }
 EXTRAS["test"] += EXTRAS["quickstart"]
 EXTRAS["dev"] = EXTRAS["test"] + EXTRAS["docs"] + ["ruff>=0.8", "pre-commit>=4"]

@@ -43,9 +43,9 @@ from vdm_diffusers.hub import Uploads, check_token, create_repository, save_mode
 from vdm_diffusers.latent_data import in_latent_space, latent_shape
 from vdm_diffusers.likelihood import VariationalBound, histogram_bits_per_dim, variational_bound
 from vdm_diffusers.model_building import build_vdm
+from vdm_diffusers.placement import check_placement, describe_placement
 from vdm_diffusers.planning import check_disk_space, describe_plan, needs_of
 from vdm_diffusers.resuming import compare_runs, describe_run
-from vdm_diffusers.sharding import check_placement
 from vdm_diffusers.stopping import TrainingStopped
 from vdm_diffusers.streaming import load_image_stream
 from vdm_diffusers.training import History, Trainer, draw_samples, save_samples
@@ -307,7 +307,7 @@ def unwritable(config: TrainingConfig, error: OSError) -> ValueError:
 
 def check_resumption(config: TrainingConfig, data: ImageData, checkpoint: Path, accelerator: Accelerator) -> None:
     """Refuse to go on from the checkpoint of another run, and print what else changes."""
-    now = describe_run(config, data, accelerator.num_processes, accelerator.is_fsdp2)
+    now = describe_run(config, data, accelerator.num_processes, describe_placement(accelerator))
     for sentence in compare_runs(read_manifest(checkpoint), now, config.allow_config_change):
         print(sentence)
 

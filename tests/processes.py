@@ -13,7 +13,8 @@ from pathlib import Path
 
 import huggingface_hub
 import torch
-from accelerate import Accelerator, FullyShardedDataParallelPlugin, PartialState
+from accelerate import Accelerator, DeepSpeedPlugin, FullyShardedDataParallelPlugin, PartialState
+from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils import DistributedType
 from accelerate.utils.launch import prepare_multi_gpu_env
@@ -88,20 +89,60 @@ def shard_models() -> None:
 
     Accelerate itself does so on accelerators only.
     """
-    import train_vdm
-
-    configured = ["--config_file", str(Path(train_vdm.__file__).parent / "docs" / "accelerate" / "fsdp.yaml"), "train_vdm.py"]
+    configured = ["--config_file", configuration("fsdp"), "train_vdm.py"]
     arguments, *_ = _validate_launch_command(launch_command_parser().parse_args(configured))
     os.environ.update({name: value for name, value in prepare_multi_gpu_env(arguments).items() if name.startswith("FSDP_")})
+
+    def shard(accelerator: Accelerator) -> None:
+        accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
+        _become(accelerator, DistributedType.FSDP)
+
+    _when_built(shard)
+
+
+def partition_models(**options) -> None:
+    """Let DeepSpeed train the models of `train_vdm` from now on in this process, by `docs/accelerate/deepspeed.yaml`.
+
+    Accelerate itself does so on accelerators only, and DeepSpeed would compile an operation for processes that share a CPU.
+    `options`, of [`~accelerate.DeepSpeedPlugin`], replace those of the file.
+    """
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+    def partition(accelerator: Accelerator) -> None:
+        plugin = DeepSpeedPlugin(**load_config_from_file(configuration("deepspeed")).deepspeed_config | options)
+        plugin.set_mixed_precision(accelerator.mixed_precision)
+        plugin.select(_from_accelerator_state=True)
+        accelerator.state.deepspeed_plugins, accelerator.deepspeed_engine_wrapped = plugin, None
+        _become(accelerator, DistributedType.DEEPSPEED)
+
+    _when_built(partition)
+
+
+def configuration(name: str) -> str:
+    """Of accelerate, in the documentation."""
+    import train_vdm
+
+    return str(Path(train_vdm.__file__).parent / "docs" / "accelerate" / f"{name}.yaml")
+
+
+def _become(accelerator: Accelerator, kind: DistributedType) -> None:
+    accelerator.state.distributed_type = PartialState._shared_state["distributed_type"] = kind
+
+
+def _when_built(change: Callable[[Accelerator], None]) -> None:
+    import train_vdm
+
     build = train_vdm.build_accelerator
 
-    def build_sharding(config: TrainingConfig) -> Accelerator:
+    def build_changed(config: TrainingConfig) -> Accelerator:
         accelerator = build(config)
-        accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
-        accelerator.state.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+        change(accelerator)
         return accelerator
 
-    train_vdm.build_accelerator = build_sharding
+    train_vdm.build_accelerator = build_changed
 
 
 def train_vdm_with(options: dict, prepare: Callable | None = None) -> None:

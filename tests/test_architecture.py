@@ -34,7 +34,8 @@ LAYERS = (
     {"ode_likelihood", "ddpm_bound"},
     {"pipeline_vdm"},
     {"resuming", "optimizers", "sharding"},
-    {"planning"},
+    {"planning", "zero"},
+    {"placement"},
     {"model_building", "latent_data", "training", "hub", "convert", "evaluate"},
 )
 """Lowest first. A module imports only from layers below its own."""

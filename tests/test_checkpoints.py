@@ -237,8 +237,8 @@ def test_shards_and_whole_weights_do_not_go_on_from_one_another(whole, shards, t
     shutil.copytree(shards if prepare is None else whole, tmp_path / "out")
     size = {"train_batch_size": 8} if prepare is None else {"train_batch_size": 4}
     assert run(tmp_path / "out", prepare, num_processes=2, **size) == [1, 1]
-    how = "FSDP sharded" if prepare is None else "every process held whole"
-    assert f"goes on from a run whose model {how}, which this one doesn't" in (tmp_path / "out.log").read_text()
+    then, now = ("sharded by FSDP", "whole on every process")[:: 1 if prepare is None else -1]
+    assert f"goes on from a run whose model was {then}, but here it is {now}:" in (tmp_path / "out.log").read_text()
 
 
 def full_for_one_process_at_step_4() -> None:

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
 from conftest import TINY
-from processes import Ranks, shard_models, train_vdm_with
+from processes import Ranks, configuration, shard_models, train_vdm_with
 from torch.distributed.tensor import DTensor
 
 import train_vdm
@@ -36,7 +36,8 @@ class GivenDraws(VDM):
         generators = [torch.Generator().manual_seed(_hash(image)) for image in images]
         times = torch.stack([torch.rand((), generator=generator, dtype=torch.float64) for generator in generators])
         noise = torch.stack([torch.randn(2, *images.shape[1:], generator=g, dtype=torch.float64) for g in generators], dim=1)
-        return super().forward(images, class_labels, times, noise, conditioning=conditioning)
+        draws = (times.to(self._dtype), noise.to(self._dtype))
+        return super().forward(images, class_labels, *draws, conditioning=conditioning)
 
 
 class RecordedDraws(VDM):
@@ -74,19 +75,26 @@ def _trainer(kind: type[VDM], options: dict, dtype: torch.dtype = torch.float32)
     return Trainer(accelerator, config, vdm, data)
 
 
-def train_with_given_draws(folder: Path, batch_size: int, accumulation: int, prepare: Callable | None = None) -> None:
-    """Leaves parameters, moving average and learning rate of every process.
+def train_with_given_draws(
+    folder: Path,
+    batch_size: int,
+    accumulation: int,
+    prepare: Callable | None = None,
+    dtype: torch.dtype = torch.float64,
+) -> None:
+    """Leaves parameters, moving average, learning rate and gradient norms of every process.
 
     In float64, so that parameters without effect, such as the bias of an attention's keys, are not rounding errors alone.
     """
     if prepare is not None:
         prepare()
     options = _options(folder, train_batch_size=batch_size, gradient_accumulation_steps=accumulation)
-    trainer = _trainer(GivenDraws, options, torch.float64)
+    trainer = _trainer(GivenDraws, options, dtype)
     batches = trainer._batches()
     for _ in range(STEPS):
         trainer._optimizer_step(batches)
     result = {"learning_rate": trainer.lr_scheduler.get_last_lr(), "held": _num_elements(trainer.vdm)}
+    result["gradient_norms"] = [moments[-1].item() for moments in trainer.not_reduced]
     result["parameters"] = trainer.placement.whole_model().state_dict()
     with trainer._averaged_weights() as vdm:
         result["average"] = copy.deepcopy(vdm.state_dict())
@@ -173,18 +181,23 @@ def test_gradients_of_both_objectives_scale_with_the_loss():
 
 @pytest.mark.parametrize(
     ("name", "kind", "num_machines", "num_processes"),
-    [("one_machine", "MULTI_GPU", 1, 8), ("several_machines", "MULTI_GPU", 8, 64), ("fsdp", "FSDP", 1, 8)],
+    [
+        ("one_machine", "MULTI_GPU", 1, 8),
+        ("several_machines", "MULTI_GPU", 8, 64),
+        ("fsdp", "FSDP", 1, 8),
+        ("deepspeed", "DEEPSPEED", 1, 8),
+    ],
 )
 def test_configurations_of_the_documentation_are_ones_of_accelerate(name, kind, num_machines, num_processes):
-    config = load_config_from_file(str(Path(train_vdm.__file__).parent / "docs" / "accelerate" / f"{name}.yaml"))
+    config = load_config_from_file(configuration(name))
     assert (config.num_machines, config.num_processes, config.mixed_precision) == (num_machines, num_processes, "bf16")
     assert config.distributed_type == kind
 
 
-@pytest.mark.parametrize(("kind", "name"), [("FSDP", "FSDP version 1"), ("DEEPSPEED", "DEEPSPEED")])
+@pytest.mark.parametrize(("kind", "name"), [("FSDP", "FSDP version 1"), ("MEGATRON_LM", "MEGATRON_LM")])
 def test_other_ways_to_shard_are_refused_before_anything_happens(train, tmp_path, monkeypatch, kind, name):
     monkeypatch.setattr(Accelerator, "distributed_type", DistributedType(kind))
-    with pytest.raises(SystemExit, match=f"accelerate is configured for {name}, but only FSDP version 2 can shard a model"):
+    with pytest.raises(SystemExit, match=f"accelerate is configured for {name}, but only FSDP version 2 and DeepSpeed"):
         train()
     assert not (tmp_path / "out").exists()
 

@@ -19,6 +19,9 @@ FREE_OPTIONS = {
 }  # fmt: skip
 """Options that leave the weights as they are: a resumed run may have others."""
 
+WHOLE = "whole on every process"
+"""Where the model of a run is, unless it is sharded."""
+
 LAYOUT = ("num_processes", "train_batch_size", "gradient_accumulation_steps")
 """What the images of a step are the product of."""
 
@@ -26,24 +29,28 @@ UNBENDING_SCHEDULERS = ("constant", "constant_with_warmup")
 """Learning-rate schedules that a later end doesn't change."""
 
 
-def describe_run(config: TrainingConfig, data: ImageData, num_processes: int, sharded: bool = False) -> dict:
-    """What the manifest of a checkpoint says of the run, whose processes hold the whole model or shards of it."""
+def describe_run(config: TrainingConfig, data: ImageData, num_processes: int, placement: str = WHOLE) -> dict:
+    """What the manifest of a checkpoint says of the run."""
     options = {name: value for name, value in asdict(config).items() if name != "hub_token"}
     data = {"name": data.name, "fingerprint": fingerprint(data)}
-    return {"data": data, "num_processes": num_processes, "sharded": sharded, "options": options}
+    return {"data": data, "num_processes": num_processes, "placement": placement, "options": options}
 
 
 def compare_runs(then: dict, now: dict, allow_config_change: bool) -> list[str]:
     """What changes when the run `now` goes on from a checkpoint of the run `then`, in sentences for the user.
 
-    Raises `ValueError` for another data set, for a checkpoint of shards where the model is whole or the reverse, and for
-    options that the weights depend on unless `allow_config_change`.
+    Raises `ValueError` for another data set, for a model that was whole and is sharded or the reverse, for another number of
+    processes by DeepSpeed, and for options that the weights depend on unless `allow_config_change`.
     """
-    if then.get("sharded", False) != now["sharded"]:
-        how = "FSDP sharded" if now["sharded"] is False else "every process held whole"
+    if then.get("placement", WHOLE) != now["placement"]:
         raise ValueError(
-            f"`--resume_from_checkpoint` goes on from a run whose model {how}, which this one doesn't: launch it with the"
-            " configuration of accelerate that it had."
+            f"`--resume_from_checkpoint` goes on from a run whose model was {then.get('placement', WHOLE)}, but here it is"
+            f" {now['placement']}: launch it with the configuration of accelerate that it had."
+        )
+    if "DeepSpeed" in now["placement"] and then["num_processes"] != now["num_processes"]:
+        raise ValueError(
+            f"`--resume_from_checkpoint` goes on from a run by DeepSpeed on {then['num_processes']} processes, each of which"
+            f" has written its part of the optimiser's state, but here are {now['num_processes']}: launch as many."
         )
     differences = ", ".join(_differences(then, now))
     if differences and not allow_config_change:

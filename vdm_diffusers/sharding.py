@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 import torch.distributed.checkpoint as dcp
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
@@ -15,6 +14,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, State
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
+from .streaming import StreamLoader
 from .training_config import TrainingConfig
 from .vdm import VDM
 
@@ -22,20 +22,20 @@ from .vdm import VDM
 class Replicated:
     """Every process holds the model, be it the only one or one of those that average their gradients (DDP)."""
 
-    def __init__(self, accelerator: Accelerator, vdm: VDM):
-        self.accelerator, self.vdm = accelerator, vdm
+    def __init__(self, accelerator: Accelerator, vdm: VDM, config: TrainingConfig):
+        self.accelerator, self.vdm, self.config = accelerator, vdm, config
 
-    def prepare(self, *objects: torch.optim.Optimizer | DataLoader) -> tuple:
-        """What [`~accelerate.Accelerator.prepare`] makes of the model and these objects."""
-        return self.accelerator.prepare(self.vdm, *objects)
+    def prepare(self, optimizer: torch.optim.Optimizer, loader: DataLoader | StreamLoader) -> tuple:
+        """What [`~accelerate.Accelerator.prepare`] makes of the model and these two."""
+        return self.accelerator.prepare(self.vdm, optimizer, loader)
 
     def moving_average(self, **kwargs) -> EMAModel:
         """Of the model's parameters; `kwargs` are those of [`~diffusers.training_utils.EMAModel`]."""
         return EMAModel(self.vdm.parameters(), foreach=True, **kwargs)
 
-    def clip_gradients(self, max_norm: float) -> Tensor:
+    def clip_gradients(self) -> Tensor:
         """Clip those of the denoiser together and return their norm before."""
-        return self.accelerator.clip_grad_norm_(self.vdm.unet.parameters(), max_norm)
+        return self.accelerator.clip_grad_norm_(self.vdm.unet.parameters(), self.config.max_grad_norm)
 
     def whole_model(self) -> VDM:
         """The model with its present weights, for this process alone to call as it likes."""
@@ -51,16 +51,16 @@ class Sharded(Replicated):
     autocast, as it does when it isn't sharded.
     """
 
-    def __init__(self, accelerator: Accelerator, vdm: VDM):
-        super().__init__(accelerator, vdm)
+    def __init__(self, accelerator: Accelerator, vdm: VDM, config: TrainingConfig):
+        super().__init__(accelerator, vdm, config)
         self.template = _copy(vdm)
 
-    def prepare(self, *objects: torch.optim.Optimizer | DataLoader) -> tuple:
+    def prepare(self, optimizer: torch.optim.Optimizer, loader: DataLoader | StreamLoader) -> tuple:
         plugin = self.accelerator.state.fsdp_plugin
         plugin.ignored_modules = "noise_schedule"
         plugin.cpu_ram_efficient_loading = False  # every process has made the model itself
         plugin.mixed_precision_policy = MixedPrecisionPolicy(cast_forward_inputs=False)  # times are not rounded to bfloat16
-        prepared = super().prepare(*objects)
+        prepared = super().prepare(optimizer, loader)
         self.vdm.forward = self.accelerator.autocast()(self.vdm.forward)
         return prepared
 
@@ -70,11 +70,11 @@ class Sharded(Replicated):
         self.accelerator.register_load_state_pre_hook(lambda models, folder: average.load_shards(Path(folder)))
         return average
 
-    def clip_gradients(self, max_norm: float) -> Tensor:
+    def clip_gradients(self) -> Tensor:
         for parameter in self.vdm.noise_schedule.parameters():
             if parameter.grad is not None:
                 parameter.grad = self.accelerator.reduce(parameter.grad, reduction="mean")
-        norm = super().clip_gradients(max_norm)
+        norm = super().clip_gradients()
         return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
     def whole_model(self) -> VDM:
@@ -123,34 +123,14 @@ class ShardedAverage(EMAModel):
         return {name: _laid_out_as(p, average) for (name, p), average in zip(parameters, self.shadow_params)}
 
 
-def placement_of(accelerator: Accelerator, vdm: VDM) -> Replicated:
-    """As accelerate is configured."""
-    return Sharded(accelerator, vdm) if accelerator.is_fsdp2 else Replicated(accelerator, vdm)
-
-
-def check_placement(accelerator: Accelerator, config: TrainingConfig) -> None:
-    """`ValueError` if accelerate is configured to shard a model in a way, or with options, that this can't follow."""
-    kind = accelerator.distributed_type
-    if kind in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM) or (
-        kind is DistributedType.FSDP and not accelerator.is_fsdp2
-    ):
-        raise ValueError(
-            f"accelerate is configured for {kind.value}{' version 1' * (kind is DistributedType.FSDP)}, but only FSDP version 2"
-            " can shard a model here: choose that, or `distributed_type: MULTI_GPU`, as in docs/accelerate/."
-        )
-    if not accelerator.is_fsdp2:
-        return
+def refused_by_fsdp(accelerator: Accelerator) -> dict[str, bool]:
+    """Names of what accelerate may be configured for and [`Sharded`] can't follow, and whether it is."""
     plugin = accelerator.state.fsdp_plugin
-    refused = {
-        "--mixed_precision fp16": config.mixed_precision == "fp16",
-        "--optimizer adamw_8bit": config.optimizer == "adamw_8bit",
-        "--torch_compile": config.torch_compile,
+    return {
         "fsdp_offload_params": isinstance(plugin.cpu_offload, CPUOffloadPolicy),
         "fsdp_activation_checkpointing": plugin.activation_checkpointing,
         "fsdp_state_dict_type FULL_STATE_DICT": plugin.state_dict_type is not StateDictType.SHARDED_STATE_DICT,
     }
-    if found := [f"`{option}`" for option, present in refused.items() if present]:
-        raise ValueError(f"A model that FSDP shards can't be trained with {', '.join(found)}: leave it out.")
 
 
 def _shards(parameters: Iterable[nn.Parameter]) -> list[Tensor]:

@@ -23,10 +23,10 @@ from .figures import save_image_grid, save_noise_schedule
 from .health import check_schedule, drifted_end_points, first_not_finite
 from .likelihood import VariationalBound, variational_bound
 from .optimizers import build_optimizer
+from .placement import describe_placement, placement_of
 from .planning import steps_an_epoch
 from .randomness import counted_generator
 from .resuming import describe_run
-from .sharding import placement_of
 from .stopping import StopSignals, TrainingStopped
 from .streaming import ImageStream, StreamLoader
 from .training_config import TrainingConfig
@@ -84,7 +84,7 @@ class Trainer:
     ):
         self.accelerator, self.config, self.vdm, self.data, self.publish = accelerator, config, vdm, data, publish
         self.output_dir = Path(config.output_dir)
-        self.run = describe_run(config, data, accelerator.num_processes, accelerator.is_fsdp2)
+        self.run = describe_run(config, data, accelerator.num_processes, describe_placement(accelerator))
         optimizer = build_optimizer(config, vdm)
         self.lr_scheduler = get_scheduler(
             config.lr_scheduler,
@@ -92,7 +92,7 @@ class Trainer:
             num_warmup_steps=config.lr_warmup_steps,
             num_training_steps=config.max_train_steps,
         )
-        self.placement = placement_of(accelerator, vdm)
+        self.placement = placement_of(accelerator, vdm, config)
         self.model, self.optimizer, self.loader = self.placement.prepare(optimizer, self._build_loader())
         self.ema = self.placement.moving_average(decay=config.ema_decay, use_ema_warmup=True, power=0.75)
         self.history = History()
@@ -181,7 +181,7 @@ class Trainer:
                 self.accelerator.backward(loss.objective.mean())
                 moments.append(_moments(loss))
                 if self.accelerator.sync_gradients:
-                    norm = self.placement.clip_gradients(self.config.max_grad_norm)
+                    norm = self.placement.clip_gradients()
                 self.optimizer.step()
                 self.optimizer.zero_grad()
         self.lr_scheduler.step()
