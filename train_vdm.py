@@ -63,6 +63,7 @@ def main() -> None:
         config = parse_options(sys.argv[1:])
         check_packages(config)
         accelerator = build_accelerator(config)
+        config.mixed_precision = accelerator.mixed_precision
         on_main_process(accelerator, check_placement, accelerator, config)
         checkpoint = on_main_process(accelerator, check_output_dir, config)
         data, vae = load_data(config), load_vae(config)

@@ -96,6 +96,16 @@ def test_other_models_train(train, tmp_path, options):
         assert vdm.unet.config.num_class_embeds == 11
 
 
+def test_precision_is_that_of_accelerate_s_configuration(train, tmp_path, monkeypatch):
+    """Which the launcher hands on in the environment; an option overrides it."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    for name, options in {"bf16": {}, "no": {"mixed_precision": "no"}}.items():
+        train(output_dir=tmp_path / name, max_train_steps=1, max_validation_images=2, **options)
+        assert json.loads((tmp_path / name / "training_config.json").read_text())["mixed_precision"] == name
+    rounded, exact = parameters(tmp_path / "bf16"), parameters(tmp_path / "no")
+    assert any(not torch.equal(rounded[name], exact[name]) for name in exact)
+
+
 def test_a_saved_model_is_trained_on(train, tmp_path):
     train()
     before = parameters(tmp_path / "out")

@@ -95,7 +95,9 @@ class TrainingConfig:
     optimizer: Literal["adamw", "adamw_fused", "adamw_8bit"] = option(
         "adamw", "AdamW, its fused implementation, or that of bitsandbytes with its state in eight bits."
     )
-    mixed_precision: Literal["no", "fp16", "bf16"] = option("no", "Autocast of the denoiser.")
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = option(
+        None, "Autocast of the denoiser. Default: that of accelerate's configuration."
+    )
     allow_tf32: bool = option(False, "Multiply float32 matrices in TF32, on GPUs that have it.")
     gradient_checkpointing: bool = option(False, "Recompute the denoiser's activations in the backward pass, to save memory.")
     torch_compile: bool = option(False, "Compile the denoiser with torch.compile.")
