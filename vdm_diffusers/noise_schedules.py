@@ -286,8 +286,12 @@ class TableSchedule(NoiseSchedule):
         return self.config.gammas[-1]
 
     def forward(self, t: Tensor) -> Tensor:
+        return self.with_derivative(t)[0]
+
+    def with_derivative(self, t: Tensor) -> tuple[Tensor, Tensor]:
         t = at_least_float32(t)
-        return monotone_cubic(self.knot_times, self.knot_gammas, t).to(t.dtype)
+        gamma, slope = monotone_cubic(self.knot_times, self.knot_gammas, t)
+        return gamma.to(t.dtype), slope.to(t.dtype)
 
 
 class LearnedLinearSchedule(PinnedSchedule):
@@ -346,11 +350,15 @@ class LearnedChainSchedule(PinnedSchedule):
         self.logits = nn.Parameter(torch.zeros(num_steps))
 
     def curve(self, t: Tensor) -> Tensor:
+        return self.curve_with_slope(t)[0]
+
+    def curve_with_slope(self, t: Tensor) -> tuple[Tensor, Tensor]:
         dtype = highest_precision(t.device)
         steps = (1 - 1e-4) * self.logits.to(dtype).softmax(0) + 1e-4 / len(self.logits)
         knots = torch.cat([steps.new_zeros(1), steps.cumsum(0)])
         times = torch.linspace(0, 1, len(knots), dtype=dtype, device=t.device)
-        return monotone_cubic(times, knots, t).to(t.dtype)
+        curve, slope = monotone_cubic(times, knots, t)
+        return curve.to(t.dtype), slope.to(t.dtype)
 
 
 class LearnedUnpinnedSchedule(NoiseSchedule):
@@ -416,8 +424,8 @@ def highest_precision(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def monotone_cubic(times: Tensor, values: Tensor, t: Tensor) -> Tensor:
-    """The C¹ monotone cubic through `values` `(N,)` at `times` `(N,)`, evaluated at `t` (Fritsch & Butland 1984).
+def monotone_cubic(times: Tensor, values: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """The C¹ monotone cubic through `values` `(N,)` at `times` `(N,)` and its derivative, at `t` (Fritsch & Butland 1984).
 
     For strictly increasing values the derivative is positive everywhere: inner slopes are weighted harmonic means of the
     neighbouring secants, and the parabolic slopes of the two ends are kept within a factor of two of theirs.
@@ -426,9 +434,10 @@ def monotone_cubic(times: Tensor, values: Tensor, t: Tensor) -> Tensor:
     secant = values.diff() / step
     slopes = secant.expand(2) if len(secant) == 1 else _slopes(step, secant)
     index = torch.searchsorted(times, t.detach().to(times.dtype).contiguous(), right=True).sub(1).clamp(0, len(step) - 1)
-    h, y_0, y_1, d_0, d_1 = step[index], values[index], values[index + 1], slopes[index], slopes[index + 1]
+    h, mean, start, end = step[index], secant[index], slopes[index], slopes[index + 1]
     u = (t - times[index]) / h
-    return (1 + 2 * u) * (1 - u) ** 2 * y_0 + u * (1 - u) ** 2 * h * d_0 + u**2 * (3 - 2 * u) * y_1 - u**2 * (1 - u) * h * d_1
+    square, cube = 3 * mean - 2 * start - end, start + end - 2 * mean
+    return values[index] + h * u * (start + u * (square + u * cube)), start + u * (2 * square + 3 * u * cube)
 
 
 def _slopes(step: Tensor, secant: Tensor) -> Tensor:

@@ -234,7 +234,7 @@ class VDM(nn.Module):
         """`-log p(x|z_0)` at `z_0 = alpha_0 x + sigma_0 eps`, `(B,)`, in nats.
 
         `p(v|z_0) ∝ N(z_0; alpha_0 x_v, sigma_0²)` for every element and level v, normalised over the levels (section 3.3). That
-        is `-log p = log Σ_k exp(-d (eps + d/2))` with `d = (v - k) / width`, where `width` is the noise of `z_0 / alpha_0` in
+        is `-log p = log Σ_k exp(d (eps - d/2))` with `d = (k - v) / width`, where `width` is the noise of `z_0 / alpha_0` in
         levels: only levels k close to `v + width eps` count.
 
         Of real-valued data, `p(x|z_0) = N(x; z_0 / alpha_0, exp(gamma_0) I)`, and its expectation over `eps` is the entropy
@@ -248,9 +248,9 @@ class VDM(nn.Module):
         count = min(2 * reach + 1, self.num_levels)
         v = images.to(eps.dtype)
         first = (v + width.detach() * eps - reach).round().clamp(0, self.num_levels - count)
-        k = first + torch.arange(count, device=eps.device).reshape(-1, *[1] * eps.ndim)
-        d = (v - k) / width
-        return torch.logsumexp(-d * (eps + d / 2), 0).flatten(1).sum(1)
+        steps = torch.arange(count, device=eps.device).reshape(-1, *[1] * eps.ndim)
+        d = (first - v + steps) / width
+        return torch.logsumexp(d * torch.sub(eps, d, alpha=0.5), 0).flatten(1).sum(1)
 
     def _reach(self, width: Tensor, dtype: torch.dtype) -> int:
         """How far from the nearest level the last one lies that contributes to a sum in that precision.
