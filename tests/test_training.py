@@ -235,10 +235,10 @@ def test_a_run_resumed_into_another_folder_leaves_what_is_there(train, tmp_path)
 
 def test_a_missing_package_is_named_before_anything_is_written(train, tmp_path, monkeypatch):
     for module, package in (("matplotlib", "matplotlib"), ("sklearn", "scikit-learn")):
-        monkeypatch.setattr(train_vdm, "find_spec", lambda name, module=module: None if name == module else name)
-        with pytest.raises(SystemExit, match=rf"{package} is not installed: `pip install '.\[quickstart\]'`"):
-            train()
-    monkeypatch.undo()
+        with monkeypatch.context() as patch:
+            patch.setattr(train_vdm, "find_spec", lambda name, module=module: None if name == module else name)
+            with pytest.raises(SystemExit, match=rf"{package} is not installed: `pip install '.\[quickstart\]'`"):
+                train()
     monkeypatch.setattr(train_vdm, "get_available_trackers", list)
     with pytest.raises(
         SystemExit, match="tensorboard is not installed: install it, or leave the tracker out by `--report_to none`"

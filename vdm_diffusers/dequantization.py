@@ -25,7 +25,7 @@ and of that dtype, is uniform on (0, 1)."""
 
 def decoder(vdm: VDM, images: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     """`z_0 = alpha_0 x + sigma_0 eps` and the `P(v|z_0)` of the variational bound, of which only the other terms change."""
-    x, alpha, sigma = _ends_of_diffusion(vdm, images)
+    x, alpha, sigma = _data_and_scales(vdm, images)
     eps = _standard_normal(u)
     log_q = Normal(0, sigma).log_prob(sigma * eps).flatten(1).sum(1)
     return alpha * x + sigma * eps, -vdm.reconstruction(images, eps) - log_q
@@ -37,7 +37,7 @@ def truncated_normal(vdm: VDM, images: Tensor, u: Tensor) -> tuple[Tensor, Tenso
     The flow gets latents as the denoiser knows them (Zheng et al. 2023). What it puts into a neighbour's bin is lost: where
     `sigma_0` is not small beside the bins, much.
     """
-    x, alpha, sigma = _ends_of_diffusion(vdm, images)
+    x, alpha, sigma = _data_and_scales(vdm, images)
     limit = alpha / (vdm.num_levels * sigma)
     outside = Normal(0, 1).cdf(-limit)
     eps = _standard_normal(outside + u * (1 - 2 * outside)).clamp(-limit, limit)
@@ -47,16 +47,16 @@ def truncated_normal(vdm: VDM, images: Tensor, u: Tensor) -> tuple[Tensor, Tenso
 
 def uniform(vdm: VDM, images: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     """`z_0` anywhere in the level's bin, each latent being read as its bin's level."""
-    x, alpha, _ = _ends_of_diffusion(vdm, images)
+    x, alpha, _ = _data_and_scales(vdm, images)
     log_width = torch.log(2 * alpha / vdm.num_levels) * x[0].numel()
     return alpha * (x + (2 * u - 1) / vdm.num_levels), log_width.expand(len(x))
 
 
-def _ends_of_diffusion(vdm: VDM, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The data x and `alpha_0`, `sigma_0`."""
+def _data_and_scales(vdm: VDM, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The data x, `(B, C, H, W)`, and `alpha_0`, `sigma_0`, of which `z_0 = alpha_0 x + sigma_0 eps`."""
     x = vdm.scale(images)
     x = x.to(highest_precision(x.device))
-    gamma_0 = vdm.noise_schedule.end_points()[0].detach().to(x)
+    gamma_0 = vdm.noise_schedule.end_points()[0].to(x)
     return x, gaussian.alpha(gamma_0), gaussian.sigma(gamma_0)
 
 

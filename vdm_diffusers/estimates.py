@@ -45,13 +45,19 @@ class Estimate:
         num_repeats, num_images = values.shape
         spread_of_images = values.mean(0).var().item()
         if num_repeats == 1:
-            errors = (math.sqrt(spread_of_images / num_images), None, None)
+            total, images, draws = math.sqrt(spread_of_images / num_images), None, None
         else:
             from_draws = values.mean(1).var().item() / num_repeats
             from_images = max(spread_of_images - values.var(0).mean().item() / num_repeats, 0.0) / num_images
-            errors = (math.sqrt(from_images + from_draws), math.sqrt(from_images), math.sqrt(from_draws))
-        names = ("standard_error", "standard_error_images", "standard_error_draws")
-        return cls(per_dim=values.mean().item(), variance=values.var().item(), **dict(zip(names, errors)), **facts)
+            total, images, draws = math.sqrt(from_images + from_draws), math.sqrt(from_images), math.sqrt(from_draws)
+        return cls(
+            per_dim=values.mean().item(),
+            standard_error=total,
+            standard_error_images=images,
+            standard_error_draws=draws,
+            variance=values.var().item(),
+            **facts,
+        )
 
     @property
     def bits_per_dim(self) -> float:

@@ -82,7 +82,7 @@ def describe_plan(
     """All of it, in lines for a terminal."""
     needs = needs_of(config, vdm)
     state, whose = (needs.state / num_processes, "shards of ") if sharded else (needs.state, "")
-    run = describe_run(config, data, num_processes, sharded)
+    run = describe_run(config, data, num_processes)
     channels, height, width = data.shape
     if isinstance(data.train, IterableDataset):
         train, epochs = "a stream", ""

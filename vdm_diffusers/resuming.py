@@ -20,7 +20,7 @@ FREE_OPTIONS = {
 """Options that leave the weights as they are: a resumed run may have others."""
 
 WHOLE = "whole on every process"
-"""Where the model of a run is, unless it is sharded."""
+"""Where the model of a run is, unless it is sharded by FSDP or trained by DeepSpeed."""
 
 LAYOUT = ("num_processes", "train_batch_size", "gradient_accumulation_steps")
 """What the images of a step are the product of."""
