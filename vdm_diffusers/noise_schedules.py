@@ -6,9 +6,11 @@ to two end points, and say only what the curve is.
 
 import copy
 import math
+import reprlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
@@ -263,15 +265,14 @@ class TableSchedule(NoiseSchedule):
         gammas (`list[float]`): strictly increasing values of gamma, at least two.
         times (`list[float]`, *optional*): where they are taken, strictly increasing from 0 to 1. Defaults to equidistant.
 
-    Raises `ValueError` for tables that break these rules.
+    Raises `ValueError` for tables that break these rules or have more than `MAX_LENGTH` entries.
     """
 
     @register_to_config
     def __init__(self, gammas: Sequence[float], times: Sequence[float] | None = None):
         super().__init__()
-        gammas = torch.as_tensor(gammas, dtype=torch.float64)
-        times = torch.linspace(0, 1, len(gammas), dtype=torch.float64) if times is None else times
-        times = torch.as_tensor(times, dtype=torch.float64)
+        gammas = as_vector("gammas", gammas)
+        times = torch.linspace(0, 1, len(gammas), dtype=torch.float64) if times is None else as_vector("times", times)
         _check_table(times, gammas)
         self.register_to_config(gammas=gammas.tolist(), times=times.tolist())
         self.register_buffer("knot_times", times)
@@ -449,6 +450,23 @@ def _slopes(step: Tensor, secant: Tensor) -> Tensor:
 def _end_slope(step: Tensor, secant: Tensor) -> Tensor:
     parabola = ((2 * step[:1] + step[1:2]) * secant[:1] - step[:1] * secant[1:2]) / (step[:1] + step[1:2])
     return parabola.clamp(secant[:1] / 2, secant[:1] * 2)
+
+
+MAX_LENGTH = 100_000
+"""Of a table or a chain that travels in a configuration: published ones have 4,000 entries at most."""
+
+
+def as_vector(name: str, values: Sequence[float]) -> Tensor:
+    """A list of numbers from a configuration, float64, `(N,)`; `ValueError` for what is none or longer than `MAX_LENGTH`."""
+    if hasattr(values, "__len__") and not isinstance(values, (str, bytes, dict)) and len(values) > MAX_LENGTH:
+        raise ValueError(f"`{name}` has {len(values):,} elements, but {MAX_LENGTH:,} are the most that it may have.")
+    try:
+        array = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    except ValueError:  # lists of different lengths in a list
+        array = None
+    if array is None or array.ndim != 1 or array.size and array.dtype.kind not in "iuf":
+        raise ValueError(f"`{name}` is {reprlib.repr(values)}, but it must be a list of numbers.")
+    return torch.from_numpy(array.astype(np.float64))
 
 
 def _check_table(times: Tensor, gammas: Tensor) -> None:

@@ -1,28 +1,24 @@
 """VDMScheduler: a noise schedule, a timestep map and their reverse steps behind the interface of a diffusers scheduler."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+import reprlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from diffusers import DDPMScheduler
-from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.configuration_utils import ConfigMixin, FrozenDict, register_to_config
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from . import gaussian
-from .noise_schedules import NoiseSchedule, TableSchedule
+from .beta_chains import CHAIN_OPTIONS, betas_of, chain_betas, chain_gammas
+from .noise_schedules import MAX_LENGTH, NoiseSchedule, TableSchedule, as_vector
+from .reverse_steps import StepFactors, ddim_steps, ddpm_steps, is_learned
+from .scheduler_options import check_options, complete, is_number, is_whole
 from .timestep_maps import AffineTimesteps, ChainTimesteps
-
-
-CHAIN_OPTIONS = (
-    "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr",
-    "timestep_spacing", "steps_offset",
-)  # fmt: skip
-"""The part of the configuration that says what a β-chain is and which of its indices are visited, as diffusers has it."""
+from .visits import ChainVisits, ScheduleVisits, Steps, Visits
 
 
 @dataclass
@@ -39,6 +35,21 @@ class VDMSchedulerOutput(BaseOutput):
     pred_original_sample: Tensor
 
 
+@dataclass
+class Visit:
+    """The steps of one sampling, made from the scheduler as it was: remade if that is changed from outside."""
+
+    timesteps: Tensor
+    version: int | None
+    num_inference_steps: int
+    config: FrozenDict
+    steps: Steps
+    factors: dict[tuple[str, float | None, str | None], list[StepFactors]] = field(default_factory=dict)
+
+    def __post_init__(self):
+        self.values: list[float] = self.steps.timesteps.tolist()
+
+
 class VDMScheduler(SchedulerMixin, ConfigMixin):
     """
     The reverse chain of a variational diffusion model: ancestral sampling by default, deterministic with `eta=0`.
@@ -50,7 +61,7 @@ class VDMScheduler(SchedulerMixin, ConfigMixin):
       copies, saves or loads a scheduler can lose it. `num_inference_steps` gammas lie at equal distances of its time.
     - A model trained elsewhere in diffusers is told the index of its β-chain (`beta_schedule` or `trained_betas`):
       `VDMScheduler.from_config(pipe.scheduler.config)`. Without `gammas` the chain itself is visited, at the indices that
-      [`~diffusers.DDPMScheduler`] visits. Steps are that scheduler's (`fixed_small`), or with a given `eta` those of
+      [`~diffusers.DDPMScheduler`] visits. Steps are that scheduler's, or with a given `eta` those of
       [`~diffusers.DDIMScheduler`]. With `gammas` that schedule is visited, told as fractional indices.
 
     Args:
@@ -74,12 +85,15 @@ class VDMScheduler(SchedulerMixin, ConfigMixin):
             The β-chain itself. For a VDM it is written here, for the schedulers of diffusers to sample it with: the chain whose
             index is the timestep.
         rescale_betas_zero_snr (`bool`, defaults to `False`): Rescale the chain so that it ends in pure noise.
-        set_alpha_to_one (`bool`, defaults to `True`): End a chain in `x` itself, not in its index 0.
+        set_alpha_to_one (`bool`, defaults to `True`): End DDIM's steps in `x` itself, as DDPM's do, not in the chain's index 0.
         timestep_spacing (`str`, defaults to `"linspace"`): Which indices of a chain are visited.
         steps_offset (`int`, defaults to 0): Added to them if the spacing is `"leading"`.
+        variance_type (`str`, *optional*, defaults to `"fixed_small"`):
+            The variance of ancestral steps, by the names of [`~diffusers.DDPMScheduler`]. With `"learned"` and
+            `"learned_range"` the denoiser has twice the channels.
 
     Raises:
-        `ValueError`: for a table that does not increase, `gamma_min >= gamma_max`, an unknown `prediction_type`, and from
+        `ValueError`: for a value that its option can't have, a table that does not increase, a β outside (0, 1), and from
             `from_config` for a configuration that has neither gammas nor a β-chain.
     """
 
@@ -111,32 +125,40 @@ class VDMScheduler(SchedulerMixin, ConfigMixin):
         set_alpha_to_one: bool = True,
         timestep_spacing: str = "linspace",
         steps_offset: int = 0,
+        variance_type: str | None = "fixed_small",
     ):
-        gaussian.check_prediction_type(prediction_type)
-        if beta_schedule is None and (trained_betas is None or gammas is not None):
-            if not gamma_min < gamma_max:
-                raise ValueError(f"`gamma_min` ({gamma_min}) must be below `gamma_max` ({gamma_max}): gamma is -log SNR.")
-            gammas = [gamma_min, gamma_max] if gammas is None else gammas
-            self.timestep_map = AffineTimesteps(gamma_min, gamma_max, num_train_timesteps)
-            self.register_to_config(trained_betas=_float32_betas(self.timestep_map).tolist())
-            chain = self._chain()
-        else:
-            chain = self._chain()
-            alphas_cumprod = chain.alphas_cumprod.double()
-            gamma = torch.log1p(-alphas_cumprod) - torch.log(alphas_cumprod)
-            self.timestep_map = ChainTimesteps(gamma, {name: self.config[name] for name in CHAIN_OPTIONS})
-        self.noise_schedule = None if gammas is None else TableSchedule(gammas, times)
-        if self.noise_schedule is not None:
-            self.register_to_config(**{name: list(self.noise_schedule.config[name]) for name in ("gammas", "times")})
-        self.register_to_config(_class_name=type(self).__name__)
+        check_options(self.config)
+        registered = {"_class_name": type(self).__name__}
         if "_use_default_values" in self.config:  # `from_config` would leave out what it lists
-            self.register_to_config(_use_default_values=[])
-        self.betas, self.alphas, self.alphas_cumprod = chain.betas, chain.alphas, chain.alphas_cumprod
+            registered["_use_default_values"] = []
+        if trained_betas is not None:
+            registered["trained_betas"] = as_vector("trained_betas", trained_betas).tolist()
+        if beta_schedule is None and (trained_betas is None or gammas is not None):
+            gammas = [gamma_min, gamma_max] if gammas is None else gammas
+            timestep_map = AffineTimesteps(gamma_min, gamma_max, num_train_timesteps)
+            betas = betas_of(timestep_map.inverse(torch.arange(num_train_timesteps, dtype=torch.float64)))
+            registered["trained_betas"] = betas.tolist()
+        else:
+            chain = {name: self.config[name] for name in CHAIN_OPTIONS} | registered
+            betas = chain_betas(**{name: chain[name] for name in CHAIN_OPTIONS[:6]})
+            timestep_map = ChainTimesteps(chain_gammas((1 - betas).cumprod(0)), {name: chain[name] for name in CHAIN_OPTIONS})
+        if gammas is None:
+            self.noise_schedule = None
+            self._visits: Visits = ChainVisits(timestep_map, set_alpha_to_one)
+        else:
+            self.noise_schedule = TableSchedule(gammas, times)
+            self._visits = ScheduleVisits(timestep_map, self.noise_schedule)
+            registered |= {name: list(self.noise_schedule.config[name]) for name in ("gammas", "times")}
+        self.register_to_config(**registered)
+        self.timestep_map = timestep_map
+        self.betas = betas.float()
+        self.alphas = 1 - self.betas
+        self.alphas_cumprod = self.alphas.cumprod(0)
         self.init_noise_sigma = 1.0
         self.num_inference_steps: int | None = None
-        self.timesteps = chain.timesteps
-        self._begin_index: int | None = None
-        self._step_index: int | None = None
+        self.timesteps = torch.arange(num_train_timesteps).flip(0)
+        self._is_spaced = True
+        self._last_eta = eta
 
     @classmethod
     def from_noise_schedule(cls, schedule: NoiseSchedule, num_intervals: int = 2000, **kwargs) -> "VDMScheduler":
@@ -152,33 +174,44 @@ class VDMScheduler(SchedulerMixin, ConfigMixin):
 
     @classmethod
     def from_config(cls, config=None, return_unused_kwargs: bool = False, **kwargs):
-        """As in diffusers, except that every value counts, also one that the other scheduler had by default."""
-        if not isinstance(config, dict):
-            return super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)  # which refuses it
-        known = config | kwargs
-        shifted = known.get("use_flow_sigmas") or "snr_shift_scale" in known
-        if shifted or not known.keys() & {"gammas", "gamma_min", "beta_schedule", "trained_betas"}:
-            raise ValueError(
-                f"The configuration of {known.get('_class_name', 'this scheduler')} has neither gammas nor a plain β-chain, as"
-                " those of flow matching, EDM and CogVideoX: only models of a variance-preserving chain can be sampled here."
+        """
+        As in diffusers, except that every value counts, also one that the other scheduler had by default.
+
+        Values that a configuration leaves out are those that the class it names has by default. Raises `ValueError` for what is
+        no variance-preserving diffusion, or has a value that an option can't have.
+        """
+        if not isinstance(config, Mapping):
+            raise TypeError(
+                f"`config` is {reprlib.repr(config)}, but it must be a dictionary, as `scheduler.config` is;"
+                " `from_pretrained` reads folders and repositories."
             )
+        completed = complete(dict(config) | kwargs, cls)
+        config = {name: value for name, value in completed.items() if name in config or name not in kwargs}
         defaults = {"_use_default_values": []} if "_use_default_values" in config else {}
-        scheduler, unused = super().from_config(dict(config) | defaults, return_unused_kwargs=True, **kwargs)
+        scheduler, unused = super().from_config(config | defaults, return_unused_kwargs=True, **kwargs)
         scheduler.register_to_config(**defaults)
         return (scheduler, unused) if return_unused_kwargs else scheduler
-
-    def _chain(self) -> DDPMScheduler:
-        """The β-chain, and which of its indices to visit, as the configuration has them at present."""
-        return DDPMScheduler(**{name: self.config[name] for name in CHAIN_OPTIONS})
 
     @property
     def gamma_0(self) -> Tensor:
         """Noise level of the last `prev_sample`, a float64 scalar on the CPU: `-inf` where it is `x` itself."""
-        if self.noise_schedule is not None:
-            return self.noise_schedule.knot_gammas[0]
-        if self.config.set_alpha_to_one:
-            return torch.tensor(-torch.inf, dtype=torch.float64)
-        return self.timestep_map.gammas[0]
+        return self._visits.gamma_ddpm if self._last_eta is None else self._visits.gamma_ddim
+
+    @property
+    def timesteps(self) -> Tensor:
+        """What the denoiser is told before each step, `(num_inference_steps,)`, decreasing.
+
+        It may be set, as some pipelines do, to start in the middle. DDPM's steps then lead through what it is set to, and those
+        of DDIM by the stride of `set_timesteps`.
+        """
+        return self._timesteps
+
+    @timesteps.setter
+    def timesteps(self, timesteps: Tensor | Sequence[float]) -> None:
+        self._timesteps = timesteps if isinstance(timesteps, Tensor) else as_vector("timesteps", timesteps)
+        self._visit: Visit | None = None
+        self._step_index: int | None = None
+        self._begin_index: int | None = None
 
     @property
     def step_index(self) -> int | None:
@@ -192,6 +225,8 @@ class VDMScheduler(SchedulerMixin, ConfigMixin):
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Set the index of the first step, for pipelines that start in the middle of the chain."""
+        if not is_whole(begin_index, 0):
+            raise ValueError(f"`begin_index` is {reprlib.repr(begin_index)}, but it must be a whole number, 0 or more.")
         self._begin_index = begin_index
 
     def set_timesteps(
@@ -212,58 +247,45 @@ class VDMScheduler(SchedulerMixin, ConfigMixin):
         """
         if (num_inference_steps is None) == (timesteps is None):
             raise ValueError("Give either `num_inference_steps` or `timesteps`.")
-        if num_inference_steps is not None and num_inference_steps < 1:
-            raise ValueError(f"`num_inference_steps` is {num_inference_steps}, but must be at least 1.")
         if timesteps is not None:
-            timesteps = self._check_timesteps(timesteps)
-        if self.noise_schedule is None:
-            self._visit_chain(num_inference_steps, timesteps)
+            given = as_vector("timesteps", timesteps)
+            self._visits.check(given)
+            steps = self._visits.between(given, stride=None)
+        elif is_whole(num_inference_steps, 1, MAX_LENGTH):
+            check_options(self.config)  # pipelines may have edited it
+            steps = self._visits.spaced(int(num_inference_steps), self.config)
         else:
-            self._visit_schedule(num_inference_steps, timesteps)
-        self.timesteps = self.timesteps.to(device)
-        self.num_inference_steps = len(self.timesteps)
-        self._step_index = self._begin_index = None
-        self._factors = {}
+            raise ValueError(
+                f"`num_inference_steps` is {reprlib.repr(num_inference_steps)}, but must be a whole number from 1 to"
+                f" {MAX_LENGTH:,}."
+            )
+        self.timesteps = steps.timesteps.to(device)
+        self.num_inference_steps, self._is_spaced = len(steps.timesteps), timesteps is None
+        self._visit = self._visit_of(steps)
 
-    def _check_timesteps(self, timesteps: Sequence[float]) -> np.ndarray:
-        timesteps = np.asarray(timesteps, dtype=np.float64)
-        first, last = (0.0, self.config.num_train_timesteps - 1.0) if self.noise_schedule is None else self._range()
-        if timesteps.ndim != 1 or not len(timesteps) or (np.diff(timesteps) >= 0).any():
-            raise ValueError(f"`timesteps` must decrease, but are {timesteps.tolist()}.")
-        if timesteps[-1] < first or timesteps[0] > last:
-            raise ValueError(f"`timesteps` run from {timesteps[0]} to {timesteps[-1]}, but must be in [{first}, {last}].")
-        if self.noise_schedule is None and (timesteps % 1).any():
-            raise ValueError("`timesteps` must be whole: they are indices of a chain. Give a noise schedule to go between.")
-        return timesteps
+    def _visit_of(self, steps: Steps) -> Visit:
+        return Visit(self._timesteps, _version(self._timesteps), self.num_inference_steps, self._internal_dict, steps)
 
-    def _range(self) -> tuple[float, float]:
-        return tuple(self.timestep_map(self.noise_schedule.knot_gammas[[0, -1]]).tolist())
-
-    def _visit_chain(self, num_inference_steps: int | None, timesteps: np.ndarray | None) -> None:
-        """The indices that DDPM visits; DDIM steps from them by a fixed stride, which `_gammas_ddim` holds."""
-        chain = self._chain()
-        if timesteps is None:
-            chain.set_timesteps(num_inference_steps)
-        else:
-            chain.set_timesteps(timesteps=timesteps.astype(np.int64).tolist())
-        self.timesteps = chain.timesteps
-        stride = self.config.num_train_timesteps // len(self.timesteps)
-        self._gammas = self._chain_gamma(self.timesteps)
-        self._gammas_next = torch.cat([self._gammas[1:], self.gamma_0[None]])
-        self._gammas_ddim = self._gammas_next if timesteps is not None else self._chain_gamma(self.timesteps - stride)
-
-    def _chain_gamma(self, index: Tensor) -> Tensor:
-        """The chain's gammas, with `gamma_0` below index 0."""
-        return torch.where(index < 0, self.gamma_0, self.timestep_map.gammas[index.clamp(min=0)])
-
-    def _visit_schedule(self, num_inference_steps: int | None, timesteps: np.ndarray | None) -> None:
-        if timesteps is None:
-            gammas = self.noise_schedule.chain(num_inference_steps).flip(0)
-        else:
-            gammas = torch.cat([self.timestep_map.inverse(torch.from_numpy(timesteps)), self.gamma_0[None]])
-        self._gammas, self._gammas_next = gammas[:-1], gammas[1:]
-        self._gammas_ddim = self._gammas_next
-        self.timesteps = self.timestep_map(self._gammas).float()
+    def _current_visit(self) -> Visit:
+        """The steps that were set, or others if `timesteps`, their number or the configuration have been changed since."""
+        visit = self._visit
+        if (
+            visit is not None
+            and visit.timesteps is self._timesteps
+            and visit.version == _version(self._timesteps)
+            and visit.num_inference_steps == self.num_inference_steps
+            and visit.config is self._internal_dict
+        ):
+            return visit
+        if self.num_inference_steps is None:
+            raise ValueError("`num_inference_steps` is not set: call `set_timesteps` before `step`.")
+        if not is_whole(self.num_inference_steps, 1):
+            raise ValueError(f"`num_inference_steps` is {self.num_inference_steps!r}, but it must be a positive whole number.")
+        timesteps = self._timesteps.detach().cpu().double()
+        self._visits.check(timesteps)
+        stride = self.config.num_train_timesteps // self.num_inference_steps
+        self._visit = self._visit_of(self._visits.between(timesteps, stride if self._is_spaced else None))
+        return self._visit
 
     def scale_model_input(self, sample: Tensor, timestep: Tensor | float | None = None) -> Tensor:
         """`sample` itself: variance-preserving latents need no scaling."""
@@ -283,8 +305,10 @@ class VDMScheduler(SchedulerMixin, ConfigMixin):
         One reverse step, `z_t -> z_s`, computed in float32 at least.
 
         Args:
-            model_output (`Tensor` of shape `(B, C, H, W)`): The denoiser's output at `sample` and `timestep`.
-            timestep (`Tensor` of shape `()` or `float`): The next element of `timesteps`.
+            model_output (`Tensor` of shape `(B, C, H, W)`):
+                The denoiser's output at `sample` and `timestep`; `(B, 2 C, H, W)` if it has learned its variances, which only
+                ancestral steps use.
+            timestep (`Tensor` of shape `()` or `(B,)`, or `float`): The next element of `timesteps`, the same for all images.
             sample (`Tensor` of shape `(B, C, H, W)`): `z_t`.
             generator (`torch.Generator` or a list of them, *optional*): Source of the fresh noise.
             return_dict (`bool`, defaults to `True`): [`VDMSchedulerOutput`] or a plain tuple.
@@ -298,12 +322,14 @@ class VDMScheduler(SchedulerMixin, ConfigMixin):
             [`VDMSchedulerOutput`] or `tuple`, in the dtype of `sample`.
 
         Raises:
-            `ValueError`: without `set_timesteps`, for a timestep out of order, and for an `eta` outside [0, 1].
+            `ValueError`: without `set_timesteps`, for a timestep out of order, for images at different timesteps, for an `eta`
+                outside [0, 1], and for a `model_output` of another size.
         """
-        index = self._next_index(timestep)
-        eta = self.config.eta if eta is None else eta
-        prediction_type = self.config.prediction_type
-        factors = self._step_factors(prediction_type, eta)[index]
+        visit = self._current_visit()
+        eta = self._last_eta = self.config.eta if eta is None else eta
+        model_output, variance = self._split(model_output, sample, ancestral=eta is None)
+        index = self._next_index(timestep, visit)
+        factors = self._factors(visit, self.config.prediction_type, eta)[index]
 
         dtype = torch.promote_types(sample.dtype, torch.float32)
         z_t, output = sample.to(dtype), model_output.to(dtype)
@@ -311,47 +337,74 @@ class VDMScheduler(SchedulerMixin, ConfigMixin):
         if self.config.thresholding or self.config.clip_sample:
             x = self._clip(x)
             if eta is None or use_clipped_model_output:
-                factors, output = self._step_factors("sample", eta)[index], x
+                factors, output = self._factors(visit, "sample", eta)[index], x
         z_s = (x * factors.alpha_s).add_(output, alpha=factors.eps_from_output).add_(z_t, alpha=factors.eps_from_z)
         if factors.noise:
             noise = randn_tensor(z_t.shape, generator=generator, device=z_t.device, dtype=dtype)
-            z_s = z_s.add_(noise, alpha=factors.noise)
+            if variance is None:
+                z_s = z_s.add_(noise, alpha=factors.noise)
+            else:
+                z_s = z_s.addcmul_(noise, factors.learned_noise(self.config.variance_type, variance.to(dtype)))
         z_s, x = z_s.to(sample.dtype), x.to(sample.dtype)
         return VDMSchedulerOutput(prev_sample=z_s, pred_original_sample=x) if return_dict else (z_s, x)
 
-    def _step_factors(self, prediction_type: str, eta: float | None) -> list["StepFactors"]:
+    def _split(self, model_output: Tensor, sample: Tensor, ancestral: bool) -> tuple[Tensor, Tensor | None]:
+        """What a denoiser says of the sample, and of the variance of an ancestral step if it has learned one."""
+        learned = is_learned(self.config.variance_type)
+        if model_output.shape == sample.shape and not (learned and ancestral):
+            return model_output, None
+        batch_size, channels, *size = sample.shape
+        if not learned or model_output.shape != (batch_size, 2 * channels, *size):
+            expected = (batch_size, 2 * channels if learned and ancestral else channels, *size)
+            raise ValueError(
+                f"`model_output` has the shape {tuple(model_output.shape)}, but for `sample`, {tuple(sample.shape)}, and"
+                f" `variance_type` {self.config.variance_type!r} it must have {expected}."
+            )
+        mean, variance = model_output.chunk(2, dim=1)
+        return mean, variance if ancestral else None
+
+    def _factors(self, visit: Visit, prediction_type: str, eta: float | None) -> list[StepFactors]:
         """Of every step, computed when first asked for after `set_timesteps`."""
-        key = (prediction_type, eta)
-        if key not in self._factors:
-            if eta is not None and not 0 <= eta <= 1:
-                raise ValueError(f"`eta` is {eta}, but the share of fresh noise is between 0 and 1.")
-            gammas_s = self._gammas_next if eta is None else self._gammas_ddim
-            self._factors[key] = _step_factors(prediction_type, gammas_s, self._gammas, 1.0 if eta is None else eta)
-        return self._factors[key]
+        if not (eta is None or is_number(eta, 0, 1)):
+            raise ValueError(f"`eta` is {reprlib.repr(eta)}, but the share of fresh noise is between 0 and 1.")
+        key = (prediction_type, eta, self.config.variance_type)
+        if key not in visit.factors:
+            _, gammas, gammas_ddpm, gammas_ddim = visit.steps
+            if eta is None:
+                noisy = visit.steps.timesteps > 0
+                visit.factors[key] = ddpm_steps(prediction_type, gammas_ddpm, gammas, self.config.variance_type, noisy)
+            else:
+                visit.factors[key] = ddim_steps(prediction_type, gammas_ddim, gammas, eta)
+        return visit.factors[key]
 
     def _clip(self, x: Tensor) -> Tensor:
         if self.config.thresholding:
             return DDPMScheduler._threshold_sample(self, x)
         return x.clamp(-self.config.clip_sample_range, self.config.clip_sample_range)
 
-    def _next_index(self, timestep: Tensor | float) -> int:
-        """Position of `timestep` in `timesteps`, which must be the next; read from its address where it is a view of them."""
-        if self.num_inference_steps is None:
-            raise ValueError("`num_inference_steps` is not set: call `set_timesteps` before `step`.")
-        storage = self.timesteps.untyped_storage().data_ptr()
-        if isinstance(timestep, Tensor) and timestep.untyped_storage().data_ptr() == storage:
-            index = timestep.storage_offset() - self.timesteps.storage_offset()
-        else:
-            matches = (self.timesteps.cpu() == torch.as_tensor(timestep, dtype=self.timesteps.dtype).cpu()).nonzero()
-            index = matches[0].item() if len(matches) else None
+    def _next_index(self, timestep: Tensor | float, visit: Visit) -> int:
+        """Position of `timestep` in `timesteps`, which must be the next."""
+        index = self._address(timestep)
+        if index is None:
+            value = _one_value(timestep)
+            index = visit.values.index(value) if value in visit.values else None
         expected = self._begin_index if self._step_index is None else self._step_index
         if index is None or expected not in (None, index):
             raise ValueError(
-                f"`timestep` is {float(timestep)}, but `step` takes the elements of `scheduler.timesteps`, one after the"
+                f"`timestep` is {reprlib.repr(timestep)}, but `step` takes the elements of `scheduler.timesteps`, one after the"
                 " other: call `set_timesteps` to start anew."
             )
         self._step_index = index + 1
         return index
+
+    def _address(self, timestep: Tensor | float) -> int | None:
+        """The position of a view of one element of `timesteps`, read from its address without waiting for the device."""
+        visited = self._timesteps
+        if not isinstance(timestep, Tensor) or timestep.untyped_storage().data_ptr() != visited.untyped_storage().data_ptr():
+            return None
+        is_one = all(size == 1 or stride == 0 for size, stride in zip(timestep.shape, timestep.stride()))
+        index, between = divmod(timestep.storage_offset() - visited.storage_offset(), visited.stride(0) or 1)
+        return index if is_one and not between and 0 <= index < len(visited) else None
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """`q(z_t|x)`: `alpha_t original_samples + sigma_t noise`, in the dtype of `original_samples` `(B, C, H, W)`.
@@ -365,62 +418,38 @@ class VDMScheduler(SchedulerMixin, ConfigMixin):
         return gaussian.target("v_prediction", sample, noise, self._gamma(timesteps, noise)).to(sample.dtype)
 
     def _gamma(self, timesteps: Tensor, noise: Tensor) -> Tensor:
-        dtype = torch.promote_types(noise.dtype, torch.float32)
-        return self.timestep_map.inverse(timesteps.cpu().double()).to(noise.device, dtype)
+        timesteps = torch.as_tensor(timesteps).cpu().double().flatten()
+        if len(timesteps) not in (1, len(noise)):
+            raise ValueError(f"There are {len(timesteps)} `timesteps` for {len(noise)} images: give one for each, or for all.")
+        first, last = self._known
+        if not ((timesteps >= first) & (timesteps <= last)).all():
+            raise ValueError(f"`timesteps` must be in [{first}, {last}], but are {reprlib.repr(timesteps.tolist())}.")
+        gamma = self.timestep_map.inverse(timesteps)
+        return (gamma if len(gamma) > 1 else gamma[0]).to(noise.device, torch.promote_types(noise.dtype, torch.float32))
+
+    @property
+    def _known(self) -> tuple[float, float]:
+        """First and last timestep that a noise level belongs to, visited or not."""
+        first, last = self._visits.range
+        if isinstance(self.timestep_map, ChainTimesteps):
+            return min(0.0, first), max(len(self.timestep_map.gammas) - 1.0, last)
+        return min(0.0, first), max(float(self.config.num_train_timesteps), last)
 
     def __len__(self) -> int:
         return self.config.num_train_timesteps
 
 
-class StepFactors(NamedTuple):
-    """A reverse step as the linear map that it is, so that it costs no arithmetic but that of images.
-
-    `x = (x_from_z z_t + x_from_output output) / x_divisor`, and with the `x` that is left after clipping,
-    `z_s = alpha_s x + eps_from_z z_t + eps_from_output output + noise`.
-    """
-
-    x_from_z: float
-    x_from_output: float
-    x_divisor: float
-    alpha_s: float
-    eps_from_z: float
-    eps_from_output: float
-    noise: float
+def _version(timesteps: Tensor) -> int | None:
+    """Counts the changes of a tensor in place, where PyTorch does."""
+    return None if timesteps.is_inference() else timesteps._version
 
 
-def _step_factors(prediction_type: str, gammas_s: Tensor, gammas_t: Tensor, eta: float) -> list[StepFactors]:
-    """Of the steps from `gammas_t` to `gammas_s`: what the formulas make of units."""
-    one, zero = torch.ones_like(gammas_t), torch.zeros_like(gammas_t)
-
-    def z_s(x: Tensor, eps: Tensor, noise: Tensor) -> Tensor:
-        return gaussian.reverse_step(x, eps, gammas_s, gammas_t, noise, eta)
-
-    def eps(z_t: Tensor, output: Tensor) -> Tensor:
-        return gaussian.predicted_epsilon(prediction_type, output, z_t, gammas_t)
-
-    rows = torch.stack(
-        [
-            *gaussian.sample_equation(prediction_type, gammas_t),
-            z_s(one, zero, zero),
-            z_s(zero, eps(one, zero), zero),
-            z_s(zero, eps(zero, one), zero),
-            z_s(zero, zero, one),
-        ],
-        dim=1,
-    )
-    return [StepFactors(*row) for row in rows.tolist()]
-
-
-def _float32_betas(timestep_map: AffineTimesteps) -> np.ndarray:
-    """`β_i = 1 - α_i` of the chain whose index is the timestep, `(num_train_timesteps,)`, for float32 arithmetic.
-
-    Each β makes up for the rounding of the products before it, so that the float32 product of `1 - β` lands as near to its
-    `ᾱ_i = sigmoid(-gamma_i)` as float32 can.
-    """
-    gamma = timestep_map.inverse(torch.arange(timestep_map.num_train_timesteps, dtype=torch.float64))
-    betas, product = [], np.float32(1.0)
-    for alphas_cumprod in torch.sigmoid(-gamma).tolist():
-        beta = np.float32(1.0 - alphas_cumprod / float(product))
-        product *= np.float32(1.0) - beta
-        betas.append(beta)
-    return np.array(betas, dtype=np.float64)
+def _one_value(timestep: Tensor | float) -> float | None:
+    """The number that a `timestep` is, as float32 has it, the same for all images."""
+    values = timestep.flatten().tolist() if isinstance(timestep, Tensor) else [timestep]
+    if len(set(values)) > 1:
+        raise ValueError(
+            f"`timestep` has different values for the images of a batch, {reprlib.repr(values)}, but `step` takes all of them"
+            " from one timestep to the next: step them one by one, or those at the same timestep together."
+        )
+    return torch.tensor(float(values[0]), dtype=torch.float32).item() if values and is_number(values[0]) else None
