@@ -16,7 +16,7 @@ import torchode
 from torch import Tensor
 
 from . import gaussian
-from .noise_schedules import highest_precision
+from .precision import highest_precision
 from .vdm import VDM, evaluating
 
 

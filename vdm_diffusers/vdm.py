@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from . import gaussian
 from .autoencoders import encode, scale_to_unit
-from .noise_schedules import NOISE_SCHEDULES, NoiseSchedule, PinnedSchedule, TableSchedule
+from .noise_schedules import NOISE_SCHEDULES, NoiseSchedule, TableSchedule
 from .scheduling_vdm import VDMScheduler
 from .timestep_maps import AffineTimesteps
 from .units import BITS_PER_DIM, NATS_PER_DIM, Unit
@@ -129,14 +129,11 @@ class VDM(nn.Module):
     def _fix_end_points(self) -> None:
         if self.num_timesteps is not None:
             raise ValueError(f"`weighting` {self.weighting!r} is one of continuous time: leave out `num_timesteps`.")
-        if isinstance(self.noise_schedule, PinnedSchedule):
-            self.noise_schedule.gamma_0.requires_grad_(False)
-            self.noise_schedule.gamma_1.requires_grad_(False)
-        elif any(True for _ in self.noise_schedule.parameters()):
-            raise ValueError(
-                f"`weighting` {self.weighting!r} can't train {type(self.noise_schedule).__name__}, whose end points are not"
-                " parameters of their own and so can't be kept: choose another schedule."
-            )
+        try:
+            self.noise_schedule.fix_end_points()
+        except ValueError as error:
+            schedule = type(self.noise_schedule).__name__
+            raise ValueError(f"`weighting` {self.weighting!r} can't train {schedule}: {error}") from None
 
     def forward(
         self,
@@ -283,9 +280,10 @@ class VDM(nn.Module):
         (section 4).
 
         In continuous time the term doesn't depend on the schedule between its end points, but the variance of this estimate
-        does. So the interior of a [`PinnedSchedule`] gets another gradient, of the mean of the squared estimates in bits per
-        dimension, where the mean of the estimates in bits per dimension is what is differentiated (appendix I.2): image by
-        image, `∇L² = 2 L ∇L`, from the same backward pass. With a weighting, L is the weighted estimate `w L` throughout.
+        does. So the interior of a schedule, where it can be told from the end points, gets another gradient, of the mean of the
+        squared estimates in bits per dimension, where the mean of the estimates in bits per dimension is what is differentiated
+        (appendix I.2): image by image, `∇L² = 2 L ∇L`, from the same backward pass. With a weighting, L is the weighted
+        estimate `w L` throughout.
         """
         return self._weighted_diffusion(x, times, eps, class_labels, conditioning)[0]
 
@@ -306,11 +304,8 @@ class VDM(nn.Module):
         """`gamma_t` and the factor of `||eps - eps_hat||²`, each `(B,)`, and what scales the gradients of the interior."""
         if self.num_timesteps is not None:
             return *self._discrete_weight(times), lambda factor: None
-        if isinstance(self.noise_schedule, PinnedSchedule):
-            gamma_t, slope, scale_interior = self.noise_schedule.with_separate_gradients(times)
-            return gamma_t, 0.5 * slope, scale_interior
-        gamma_t, slope = self.noise_schedule.with_derivative(times)
-        return gamma_t, 0.5 * slope, lambda factor: None
+        gamma_t, slope, scale_interior = self.noise_schedule.with_separate_gradients(times)
+        return gamma_t, 0.5 * slope, scale_interior
 
     def _discrete_weight(self, times: Tensor) -> tuple[Tensor, Tensor]:
         """`gamma_t`, `t` rounded up to the chain, and the factor of `||eps - eps_hat||²`, each `(B,)`."""
