@@ -46,14 +46,14 @@ def in_full_precision(method: Callable) -> Callable:
     return without_autocast
 
 
-def compute_dtype(module: nn.Module) -> torch.dtype:
+def compute_dtype(module: nn.Module, otherwise: torch.dtype = torch.float32) -> torch.dtype:
     """What a denoiser or an autoencoder takes: the dtype of its parameters, or what it computes in if they are stored in less.
 
-    Float32 for a module without parameters.
+    `otherwise` for a module without parameters.
     """
     parameter = next(module.parameters(), None)
     if parameter is None:
-        return torch.float32
+        return otherwise
     if parameter.is_floating_point() and parameter.dtype.itemsize > 1:
         return parameter.dtype
     return getattr(module, "dtype", torch.float32)
