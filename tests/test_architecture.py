@@ -12,6 +12,7 @@ import vdm_diffusers
 
 PACKAGE = Path(vdm_diffusers.__file__).parent
 LAYERS = (
+    {"arguments", "precision", "loading", "scheduler_checks"},
     {
         "gaussian",
         "noise_schedules",
@@ -21,6 +22,8 @@ LAYERS = (
         "weightings",
         "augmentations",
         "autoencoders",
+        "conditions",
+        "finiteness",
         "unet_vdm",
         "data",
         "flax_state",

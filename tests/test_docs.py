@@ -10,6 +10,7 @@ from sklearn.datasets import load_digits
 
 from vdm_diffusers import VDM, LearnedMonotoneSchedule, VDMUNet2DModel
 from vdm_diffusers.gaussian import PREDICTIONS
+from vdm_diffusers.health import check_schedule
 from vdm_diffusers.training_config import DIGITS, TrainingConfig
 
 
@@ -36,6 +37,24 @@ def test_python_blocks_run_in_order(page, digits_model, monkeypatch):
         if page == "README.md":
             names["images"] = torch.randint(0, 256, (1, 3, 32, 32))
         exec(compile(block, page, "exec"), names)
+
+
+@pytest.mark.parametrize("log_power", [0.0, -0.5])
+def test_the_documented_schedule_trains(log_power):
+    """From a line, and from a curve that is vertical at t = 0."""
+    block = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "extending.md").read_text(), re.DOTALL)
+    exec(compile(block[1], "extending.md", "exec"), names := {})
+    unet = VDMUNet2DModel(8, 1, block_channels=8, layers_per_side=1, norm_num_groups=4, fourier_powers=(2, 3))
+    vdm = VDM(unet, names["LearnedPowerSchedule"](), num_levels=17)
+    torch.nn.init.constant_(vdm.noise_schedule.log_power, log_power)
+    optimizer = torch.optim.Adam(vdm.parameters(), lr=0.02)
+    for _ in range(8):
+        optimizer.zero_grad()
+        vdm(torch.randint(0, 17, (16, 1, 8, 8))).objective.mean().backward()
+        optimizer.step()
+        assert all(parameter.isfinite().all() and parameter.grad.isfinite().all() for parameter in vdm.parameters())
+    assert vdm.noise_schedule.log_power.item() != pytest.approx(log_power, abs=0.02)
+    check_schedule(vdm.noise_schedule, step=8)
 
 
 def test_every_option_is_explained():

@@ -1,12 +1,15 @@
 """Every noise schedule: its end points, monotonicity, derivative, dtypes, storage; and each curve against its textbook."""
 
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 from cases import FIXED, LEARNED, LEARNED_PINNED, SCHEDULES
 from diffusers import DDPMScheduler
+from diffusers.configuration_utils import register_to_config
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.interpolate import PchipInterpolator
@@ -22,6 +25,7 @@ from vdm_diffusers.noise_schedules import (
     LearnedMonotoneSchedule,
     LearnedUnpinnedSchedule,
     LinearSchedule,
+    NoiseSchedule,
     SigmoidSchedule,
     TableSchedule,
 )
@@ -52,7 +56,8 @@ def randomised(schedule, scale: float = 1.0):
 
 
 def test_the_list_has_every_schedule_of_the_package():
-    assert {type(make()) for make in SCHEDULES.values()} == set(NOISE_SCHEDULES.values())
+    own = {schedule for schedule in NOISE_SCHEDULES.values() if schedule.__module__.startswith("vdm_diffusers.")}
+    assert {type(make()) for make in SCHEDULES.values()} == own
 
 
 @dtypes
@@ -110,6 +115,88 @@ def test_autocast_changes_nothing(schedule):
     for value, expected in zip(values, (gamma, gamma, slope, schedule(t.bfloat16().float()))):
         assert value.dtype == torch.float32
         torch.testing.assert_close(value, expected, rtol=0, atol=0)
+
+
+def to_half(schedule, tmp_path):
+    return schedule.to(torch.bfloat16)
+
+
+def half(schedule, tmp_path):
+    return schedule.half()
+
+
+def in_a_half_precision_model(schedule, tmp_path):
+    return torch.nn.Sequential(schedule).to("cpu", torch.float16)[0]
+
+
+def loaded_in_half(schedule, tmp_path):
+    schedule.save_pretrained(tmp_path)
+    return NoiseSchedule.from_pretrained(tmp_path, torch_dtype=torch.bfloat16)
+
+
+def loaded_in_half_by_its_class(schedule, tmp_path):
+    schedule.save_pretrained(tmp_path)
+    return type(schedule).from_pretrained(tmp_path, dtype=torch.float16)
+
+
+@pytest.mark.parametrize(
+    "convert", [to_half, half, in_a_half_precision_model, loaded_in_half, loaded_in_half_by_its_class], ids=lambda f: f.__name__
+)
+def test_half_precision_changes_nothing(schedule, convert, tmp_path):
+    t = torch.linspace(0, 1, 101)
+    gamma, slope = (value.detach() for value in randomised(schedule).with_derivative(t))
+    halved = convert(schedule, tmp_path / "half")
+    assert type(halved) is type(schedule)
+    for value, expected in zip((halved(t), *halved.with_derivative(t)), (gamma, gamma, slope)):
+        assert torch.equal(value, expected)
+    halved.save_pretrained(tmp_path / "again")
+    assert torch.equal(type(schedule).from_pretrained(tmp_path / "again")(t), gamma)
+
+
+class SquareRootNetwork(NoiseSchedule):
+    """A user's own, of layers that autocast computes in half precision, and infinitely steep at t = 0."""
+
+    @register_to_config
+    def __init__(self, gamma_min: float = -10.0, gamma_max: float = 5.0):
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1, bias=False)
+        torch.nn.init.constant_(self.layer.weight, 1 / 3)
+
+    def forward(self, t):
+        return self.gamma_min + 3 * (self.gamma_max - self.gamma_min) * self.layer(t[..., None].sqrt())[..., 0]
+
+
+def test_a_schedule_of_one_s_own_is_computed_in_full_precision_too():
+    schedule, t = SquareRootNetwork(), torch.linspace(0.01, 1, 50)
+    expected = -10 + 15 * t.bfloat16().double().sqrt()
+    with torch.autocast("cpu", torch.bfloat16):
+        for gamma in (schedule(t.bfloat16()), schedule.with_derivative(t.bfloat16())[0], schedule.bfloat16()(t.bfloat16())):
+            torch.testing.assert_close(gamma.double(), expected, rtol=0, atol=1e-5)
+
+
+def test_a_schedule_of_one_s_own_is_found_by_its_name_and_only_where_it_is_defined(tmp_path):
+    SquareRootNetwork(-9.0).save_pretrained(tmp_path)
+    loaded = NoiseSchedule.from_pretrained(tmp_path)
+    assert type(loaded) is SquareRootNetwork and loaded.gamma_min == -9.0
+    script = "import sys; from vdm_diffusers import NoiseSchedule; NoiseSchedule.from_pretrained(sys.argv[1])"
+    process = subprocess.run([sys.executable, "-c", script, tmp_path], capture_output=True, text=True)
+    message = process.stderr.splitlines()[-1]
+    assert "it is a SquareRootNetwork, which is none of LinearSchedule" in message and "import the module" in message
+
+
+def test_names_of_schedules_are_unique():
+    def define(name: str, **attributes) -> type:
+        return type(name, (LinearSchedule,), {"__module__": "notebook"} | attributes)
+
+    with pytest.raises(ValueError, match="a noise schedule CosineSchedule already, vdm_diffusers.noise_schedules"):
+        define("CosineSchedule")
+    define("Again")
+    again = define("Again")
+    assert NOISE_SCHEDULES["Again"] is again
+    with pytest.raises(ValueError, match="a noise schedule Again already, notebook.Again"):
+        define("Again", __module__="another")
+    del NOISE_SCHEDULES["Again"]
+    assert not {"NoiseSchedule", "PinnedSchedule", "TruncatedSchedule"} & set(NOISE_SCHEDULES)
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (5,), (2, 3)])
@@ -449,8 +536,31 @@ def test_tables_that_do_not_rise_are_refused(arguments, message):
         (lambda: BetaLinearSchedule(beta_start=0.0), "`beta_start`"),
         (lambda: SigmoidSchedule(start=3.0, end=-3.0), "`start`"),
         (lambda: SigmoidSchedule(tau=0.0), "`tau`"),
+        (lambda: SigmoidSchedule(start=-100.0, end=100.0), "reaches no further than float64 can tell"),
+        (lambda: SigmoidSchedule(tau=1e-300), "less than 200 `tau`"),
+        (lambda: CosineSchedule(-1000.0, 1000.0), "`gamma_min` is -1000.0 .* from -80 to 80"),
+        (lambda: LinearSchedule(1.0, 1.0 + 1e-9), "`gamma_min`"),
+        (lambda: LearnedMonotoneSchedule(num_features=10**9), "`num_features` is 1000000000, but must be from 1 to 1,048,576"),
     ],
 )
 def test_parameters_without_a_curve_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: LinearSchedule("-13.3"), "`gamma_min` is '-13.3', but must be a number"),
+        (lambda: CosineSchedule(gamma_max=None), "`gamma_max` is None, but must be a number"),
+        (lambda: SigmoidSchedule(tau=True), "`tau` is True, but must be a number"),
+        (lambda: LearnedMonotoneSchedule(num_features=8.0), "`num_features` is 8.0, but must be a whole number from 1"),
+        (lambda: LearnedChainSchedule(), "missing a required argument: 'num_steps'"),
+        (lambda: TableSchedule("abc"), "`gammas` must be a list of numbers, but is a str"),
+        (lambda: TableSchedule([0, None]), "`gammas` must be a list of numbers"),
+        (lambda: TableSchedule([0, 1], {"a": 1}), "`times` must be a list of numbers"),
+    ],
+)
+def test_parameters_of_another_type_are_refused(make, message):
+    with pytest.raises(TypeError, match=message):
         make()

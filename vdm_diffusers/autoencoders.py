@@ -1,10 +1,14 @@
 """Autoencoders of diffusers: images in [-1, 1] -> the latents that a latent VDM is a model of, and back."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from diffusers import AutoModel, ModelMixin
 from torch import Tensor
+
+from .precision import compute_dtype
 
 
 def load_autoencoder(name_or_path: str | os.PathLike, cache_dir: str | None = None) -> ModelMixin:
@@ -44,8 +48,8 @@ def encode(vae: ModelMixin, x: Tensor, generator: torch.Generator | None = None)
         x (`Tensor` of shape `(B, C, H, W)`): Images in [-1, 1].
         generator (`torch.Generator`, *optional*): Source of the draw; defaults to the global one.
     """
-    with torch.autocast(x.device.type, enabled=False):
-        output = vae.to(x.device).encode(x.to(vae.dtype))
+    with _safe_precision(vae.to(x.device)):
+        output = vae.encode(x.to(compute_dtype(vae)))
     if hasattr(output, "latent_dist"):
         latents = output.latent_dist.sample(generator)
     else:
@@ -58,9 +62,23 @@ def encode(vae: ModelMixin, x: Tensor, generator: torch.Generator | None = None)
 def decode(vae: ModelMixin, latents: Tensor) -> Tensor:
     """Images in [-1, 1], `(B, C, H, W)`, of latents `(B, c, h, w)`, in their dtype."""
     shift, scale = _shift_and_scale(vae, latents.device)
-    with torch.autocast(latents.device.type, enabled=False):
-        images = vae.decode((latents / scale + shift).to(vae.dtype), return_dict=False)[0]
+    with _safe_precision(vae):
+        images = vae.decode((latents / scale + shift).to(compute_dtype(vae)), return_dict=False)[0]
     return images.to(latents.dtype).clamp(-1, 1)
+
+
+@contextmanager
+def _safe_precision(vae: ModelMixin) -> Iterator[None]:
+    """Without autocast, and in float32 while it lasts where the autoencoder overflows in float16 (`force_upcast`)."""
+    upcast = vae.dtype == torch.float16 and vae.config.get("force_upcast")
+    try:
+        if upcast:
+            vae.to(torch.float32)
+        with torch.autocast(vae.device.type, enabled=False):
+            yield
+    finally:
+        if upcast:
+            vae.to(torch.float16)
 
 
 def have_same_latents(vae: ModelMixin, other: ModelMixin) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from . import gaussian
-from .noise_schedules import highest_precision
+from .precision import highest_precision
 from .vdm import VDM
 
 

@@ -6,9 +6,11 @@ to two end points, and say only what the curve is.
 
 import copy
 import math
+import os
 import reprlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -17,12 +19,50 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from .arguments import Within, checked
+from .loading import loading
+from .precision import FullPrecisionModule, at_least_float32, highest_precision, in_full_precision, is_half
 
-class NoiseSchedule(ModelMixin, ConfigMixin, ABC):
+
+NOISE_SCHEDULES: dict[str, type["NoiseSchedule"]] = {}
+"""Every schedule by its name, as options and saved configurations give it: a class that is defined is in it."""
+
+MAX_GAMMA = 80.0
+"""Of either sign: a signal-to-noise ratio beyond its exponential is none in float32."""
+
+Size = Annotated[int, Within(1, 2**20)]
+
+
+class NoiseSchedule(FullPrecisionModule, ModelMixin, ConfigMixin, ABC):
     """Base class of all noise schedules, fixed and learnable.
 
-    Gammas are float32 at least, whatever the autocast and the dtype of `t`; float64 times give float64 gammas.
+    Gammas are float32 at least, whatever the autocast, the dtype of `t` and the one that the model is moved to or loaded in;
+    float64 times give float64 gammas. A subclass is one of `NOISE_SCHEDULES`, and so can be loaded, by being defined.
     """
+
+    def __init_subclass__(cls, **kwargs) -> None:
+        super().__init_subclass__(**kwargs)
+        for name in ("forward", "with_derivative", "with_separate_gradients"):
+            if name in vars(cls):
+                setattr(cls, name, in_full_precision(vars(cls)[name]))
+        if not any(getattr(getattr(cls, name, None), "__isabstractmethod__", False) for name in dir(cls)):
+            _register(cls)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> "NoiseSchedule":
+        """
+        As in diffusers, but in float32 at least; and on a class that is abstract, of the class that was saved.
+
+        Raises `ValueError` if that is not defined, or if the files are not those of a schedule; `OSError` if there are none.
+        """
+        for name in ("torch_dtype", "dtype"):
+            if isinstance(kwargs.get(name), torch.dtype) and is_half(kwargs[name]):
+                del kwargs[name]
+        with loading(f"The noise schedule of {str(pretrained_model_name_or_path)!r}"):
+            saved = cls.load_config(pretrained_model_name_or_path, **kwargs)
+            if cls.__name__ not in NOISE_SCHEDULES:
+                cls = _saved_class(saved.get("_class_name"))
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     @abstractmethod
     def forward(self, t: Tensor) -> Tensor:
@@ -38,9 +78,28 @@ class NoiseSchedule(ModelMixin, ConfigMixin, ABC):
         """The configured `gamma(1)`: where a learnable schedule starts from, and what its denoiser's last timestep means."""
         return self.config.gamma_max
 
+    @in_full_precision
     def with_derivative(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """`(gamma(t), dgamma/dt)`, both shaped as `t`, by forward-mode differentiation."""
-        return _with_derivative(self.forward, at_least_float32(t))
+        return _with_derivative(self.forward, t)
+
+    def with_separate_gradients(self, t: Tensor) -> tuple[Tensor, Tensor, Callable[[Tensor], None]]:
+        """
+        As [`~NoiseSchedule.with_derivative`], and a function that scales the gradients of what lies between the end points.
+
+        Called before the backward pass with a factor shaped as `t`, it multiplies what flows from each time into the parameters
+        of the interior, and leaves alone what flows into the end points. Here it does nothing: a schedule whose end points are
+        not parameters of their own can't tell the two apart.
+        """
+        return *self.with_derivative(t), lambda factor: None
+
+    def fix_end_points(self) -> None:
+        """Learn nothing but the interior from now on; `ValueError` where the end points are not parameters of their own."""
+        if any(True for _ in self.parameters()):
+            raise ValueError(
+                f"The end points of {type(self).__name__} are not parameters of their own and so can't be kept: choose another"
+                " schedule."
+            )
 
     def end_points(self) -> tuple[Tensor, Tensor]:
         """`(gamma(0), gamma(1))`, scalars: all that the continuous-time bound depends on."""
@@ -82,21 +141,37 @@ class NoiseSchedule(ModelMixin, ConfigMixin, ABC):
         return times, schedule(times)
 
 
+def _register(schedule: type[NoiseSchedule]) -> None:
+    """Add a class to `NOISE_SCHEDULES`, or define it again, as in a notebook; `ValueError` if another one has its name."""
+    known = NOISE_SCHEDULES.get(schedule.__name__, schedule)
+    if (known.__module__, known.__qualname__) != (schedule.__module__, schedule.__qualname__):
+        raise ValueError(
+            f"There is a noise schedule {schedule.__name__} already, {known.__module__}.{known.__qualname__}: saved models are"
+            " loaded by this name, so choose another."
+        )
+    NOISE_SCHEDULES[schedule.__name__] = schedule
+
+
+def _saved_class(name: object) -> type[NoiseSchedule]:
+    if not isinstance(name, str) or name not in NOISE_SCHEDULES:
+        raise ValueError(
+            f"it is a {name}, which is none of {', '.join(NOISE_SCHEDULES)}: import the module that defines it before loading."
+        )
+    return NOISE_SCHEDULES[name]
+
+
 class PinnedSchedule(NoiseSchedule, ABC):
     """A curve, renormalised so that it runs from `gamma_0` to `gamma_1` exactly: parameters if learnable, else buffers.
 
-    Raises `ValueError` unless `gamma_min < gamma_max`, both finite.
+    Raises `ValueError` unless `gamma_min < gamma_max`, both between `-MAX_GAMMA` and `MAX_GAMMA`.
     """
 
+    @checked
     def __init__(self, gamma_min: float, gamma_max: float, learnable: bool):
         super().__init__()
-        if not (math.isfinite(gamma_min) and math.isfinite(gamma_max) and gamma_min < gamma_max):
-            raise ValueError(
-                f"`gamma_min` is {gamma_min} and `gamma_max` is {gamma_max}, but gamma is -log SNR, which rises from data to"
-                " noise: give two finite numbers with `gamma_min` below `gamma_max`."
-            )
+        _check_end_points(gamma_min, gamma_max)
         for name, value in (("gamma_0", gamma_min), ("gamma_1", gamma_max)):
-            value = torch.tensor(value, dtype=torch.float32)
+            value = torch.tensor(float(value), dtype=torch.float32)
             if learnable:
                 self.register_parameter(name, nn.Parameter(value))
             else:
@@ -113,26 +188,24 @@ class PinnedSchedule(NoiseSchedule, ABC):
     def end_points(self) -> tuple[Tensor, Tensor]:
         return at_least_float32(self.gamma_0), at_least_float32(self.gamma_1)
 
+    def fix_end_points(self) -> None:
+        self.gamma_0.requires_grad_(False)
+        self.gamma_1.requires_grad_(False)
+
     def forward(self, t: Tensor) -> Tensor:
-        t = at_least_float32(t)
-        with torch.autocast(t.device.type, enabled=False):
-            return self._between_end_points(_progress(self.curve(_after_ends(t)))[0].reshape(t.shape))
+        ends = torch.linspace(0, 1, 2, dtype=t.dtype, device=t.device)
+        start, end, inside = self.curve(torch.cat([ends, t.flatten()])).split([1, 1, t.numel()])
+        return self._between_end_points(((inside - start) / (end - start)).reshape(t.shape))
 
     def with_derivative(self, t: Tensor) -> tuple[Tensor, Tensor]:
         return self.with_separate_gradients(t)[:2]
 
     def with_separate_gradients(self, t: Tensor) -> tuple[Tensor, Tensor, Callable[[Tensor], None]]:
-        """
-        `(gamma(t), dgamma/dt)` as [`~NoiseSchedule.with_derivative`], and a function that scales the interior's gradients.
-
-        Called before the backward pass with a factor shaped as `t`, it multiplies what flows from each time into the parameters
-        of the interior, and leaves alone what flows into the end points.
-        """
-        t = at_least_float32(t)
-        with torch.autocast(t.device.type, enabled=False):
-            curve, slope = self.curve_with_slope(_after_ends(t))
-            progress, rise = _progress(curve)
-            progress, rate = progress.reshape(t.shape), (slope[2:] / rise).reshape(t.shape)
+        # apart from the slope, which may be infinite at an end of the curve: its gradient would be NaN, times 0
+        start, end = self.curve(torch.linspace(0, 1, 2, dtype=t.dtype, device=t.device)).unbind()
+        curve, slope = self.curve_with_slope(t.flatten())
+        rise = end - start
+        progress, rate = ((curve - start) / rise).reshape(t.shape), (slope / rise).reshape(t.shape)
 
         def scale_interior(factor: Tensor) -> None:
             for tensor in (progress, rate):
@@ -145,15 +218,13 @@ class PinnedSchedule(NoiseSchedule, ABC):
         return (1 - progress) * self.gamma_0 + progress * self.gamma_1
 
 
-def _after_ends(t: Tensor) -> Tensor:
-    """`t`, flattened, with both ends of [0, 1] put before it."""
-    return torch.cat([torch.linspace(0, 1, 2, dtype=t.dtype, device=t.device), t.flatten()])
-
-
-def _progress(curve: Tensor) -> tuple[Tensor, Tensor]:
-    """A curve, given [`_after_ends`], renormalised to run from 0 to 1, and how far it rose before."""
-    start, end, inside = curve.split([1, 1, len(curve) - 2])
-    return (inside - start) / (end - start), end - start
+def _check_end_points(gamma_min: float, gamma_max: float) -> None:
+    low, high = gamma_min, gamma_max
+    if not (-MAX_GAMMA <= low < high <= MAX_GAMMA and torch.tensor(float(low)) < torch.tensor(float(high))):
+        raise ValueError(
+            f"`gamma_min` is {gamma_min} and `gamma_max` is {gamma_max}, but gamma is -log SNR, which rises from data to"
+            f" noise: give two finite numbers from {-MAX_GAMMA:g} to {MAX_GAMMA:g}, with `gamma_min` below `gamma_max`."
+        )
 
 
 class LinearSchedule(PinnedSchedule):
@@ -175,7 +246,16 @@ class TruncatedSchedule(PinnedSchedule, ABC):
 
     def __init__(self, gamma_min: float, gamma_max: float):
         super().__init__(gamma_min, gamma_max, learnable=False)
-        self.start, self.end = self.u_and_v(gamma_min), self.u_and_v(gamma_max)
+        try:
+            self.start, self.end = self.u_and_v(float(gamma_min)), self.u_and_v(float(gamma_max))
+            rises = self.start[0] < self.end[0] and all(map(math.isfinite, (*self.start, *self.end)))
+        except (ArithmeticError, ValueError):
+            rises = False
+        if not rises:
+            raise ValueError(
+                f"The curve of {type(self).__name__} reaches no further than float64 can tell, so it has no piece from"
+                f" `gamma_min` {gamma_min} to `gamma_max` {gamma_max}: choose less extreme parameters."
+            )
 
     @abstractmethod
     def gamma_at(self, u: Tensor, v: Tensor) -> Tensor:
@@ -210,9 +290,12 @@ class BetaLinearSchedule(TruncatedSchedule):
     """
 
     @register_to_config
+    @checked
     def __init__(self, gamma_min: float = -13.3, gamma_max: float = 5.0, beta_start: float = 1e-4, beta_end: float = 0.02):
-        if not 0 < beta_start < beta_end:
-            raise ValueError(f"`beta_start` ({beta_start}) must be positive and below `beta_end` ({beta_end}).")
+        if not 0 < beta_start < beta_end < 1:
+            raise ValueError(
+                f"`beta_start` ({beta_start}) must be positive and below `beta_end` ({beta_end}), and that below 1."
+            )
         self.slope, self.curvature = 1000 * beta_start, 500 * (beta_end - beta_start)
         super().__init__(gamma_min, gamma_max)
 
@@ -234,6 +317,7 @@ class SigmoidSchedule(TruncatedSchedule):
     """
 
     @register_to_config
+    @checked
     def __init__(
         self,
         gamma_min: float = -13.3,
@@ -242,8 +326,10 @@ class SigmoidSchedule(TruncatedSchedule):
         end: float = 3.0,
         tau: float = 1.0,
     ):
-        if not (start < end and tau > 0):
-            raise ValueError(f"`start` ({start}) must be below `end` ({end}), and `tau` ({tau}) positive.")
+        if not (start < end and tau > 0 and max(-start, end) <= 200 * tau):
+            raise ValueError(
+                f"`start` ({start}) must be below `end` ({end}), both less than 200 `tau` from 0, and `tau` ({tau}) positive."
+            )
         self.k = (end - start) / (2 * tau)
         self.offset = math.log(math.cosh(end / (2 * tau)) / math.cosh(start / (2 * tau)))
         super().__init__(gamma_min, gamma_max)
@@ -290,7 +376,6 @@ class TableSchedule(NoiseSchedule):
         return self.with_derivative(t)[0]
 
     def with_derivative(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        t = at_least_float32(t)
         gamma, slope = monotone_cubic(self.knot_times, self.knot_gammas, t)
         return gamma.to(t.dtype), slope.to(t.dtype)
 
@@ -315,10 +400,9 @@ class LearnedMonotoneSchedule(PinnedSchedule):
     """
 
     @register_to_config
-    def __init__(self, gamma_min: float = -13.3, gamma_max: float = 5.0, num_features: int = 1024):
+    @checked
+    def __init__(self, gamma_min: float = -13.3, gamma_max: float = 5.0, num_features: Size = 1024):
         super().__init__(gamma_min, gamma_max, learnable=True)
-        if num_features < 1:
-            raise ValueError(f"`num_features` is {num_features}, but the network has at least one.")
         center = torch.sigmoid(torch.linspace(-6, 6, num_features))
         width = center * (1 - center)
         self.log_slope = nn.Parameter(torch.log(2 / width))
@@ -344,10 +428,9 @@ class LearnedChainSchedule(PinnedSchedule):
     """
 
     @register_to_config
-    def __init__(self, num_steps: int, gamma_min: float = -13.3, gamma_max: float = 5.0):
+    @checked
+    def __init__(self, num_steps: Size, gamma_min: float = -13.3, gamma_max: float = 5.0):
         super().__init__(gamma_min, gamma_max, learnable=True)
-        if num_steps < 1:
-            raise ValueError(f"`num_steps` is {num_steps}, but a chain has at least one step.")
         self.logits = nn.Parameter(torch.zeros(num_steps))
 
     def curve(self, t: Tensor) -> Tensor:
@@ -368,14 +451,14 @@ class LearnedUnpinnedSchedule(NoiseSchedule):
     `gamma(t) = intercept + |slope| t + mean_k |weight_k| tanh((|rate_k| (2t - 1) + shift_k) / 2)`, k = 1, ..., `num_features`,
     which may be 0. It begins as that code begins: at `gamma_min` and `gamma_max` up to 1e-4.
 
-    Raises `ValueError` unless `gamma_min < gamma_max`, both finite.
+    Raises `ValueError` unless `gamma_min < gamma_max`, both between `-MAX_GAMMA` and `MAX_GAMMA`.
     """
 
     @register_to_config
-    def __init__(self, gamma_min: float = -13.3, gamma_max: float = 5.0, num_features: int = 1024):
+    @checked
+    def __init__(self, gamma_min: float = -13.3, gamma_max: float = 5.0, num_features: Annotated[int, Within(0, 2**20)] = 1024):
         super().__init__()
-        if not -math.inf < gamma_min < gamma_max < math.inf:
-            raise ValueError(f"`gamma_min` ({gamma_min}) must be below `gamma_max` ({gamma_max}), both finite.")
+        _check_end_points(gamma_min, gamma_max)
         self.intercept = nn.Parameter(torch.tensor(float(gamma_min)))
         self.slope = nn.Parameter(torch.tensor(float(gamma_max - gamma_min)))
         if num_features:
@@ -384,45 +467,16 @@ class LearnedUnpinnedSchedule(NoiseSchedule):
             self.weight = nn.Parameter(0.01 * torch.randn(num_features))
 
     def forward(self, t: Tensor) -> Tensor:
-        t = at_least_float32(t)
-        with torch.autocast(t.device.type, enabled=False):
-            line = self.intercept + self.slope.abs() * t
-            return line + self._network(t) if self.config.num_features else line
+        line = self.intercept + self.slope.abs() * t
+        return line + self._network(t) if self.config.num_features else line
 
     def _network(self, t: Tensor) -> Tensor:
         features = torch.tanh((self.rate.abs() * (2 * t[..., None] - 1) + self.shift) / 2)
         return (self.weight.abs() * features).mean(-1)
 
 
-NOISE_SCHEDULES: dict[str, type[NoiseSchedule]] = {
-    schedule.__name__: schedule
-    for schedule in (
-        LinearSchedule,
-        CosineSchedule,
-        BetaLinearSchedule,
-        SigmoidSchedule,
-        TableSchedule,
-        LearnedLinearSchedule,
-        LearnedMonotoneSchedule,
-        LearnedChainSchedule,
-        LearnedUnpinnedSchedule,
-    )
-}
-"""Every schedule by its name, as options and saved configurations give it."""
-
-
 def _with_derivative(function: Callable[[Tensor], Tensor], t: Tensor) -> tuple[Tensor, Tensor]:
     return torch.func.jvp(function, (t,), (torch.ones_like(t),))
-
-
-def at_least_float32(t: Tensor) -> Tensor:
-    """`t` in float32, or in float64 if that is what it has."""
-    return t.to(torch.promote_types(t.dtype, torch.float32))
-
-
-def highest_precision(device: torch.device) -> torch.dtype:
-    """Float64, except on devices that lack it."""
-    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def monotone_cubic(times: Tensor, values: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:

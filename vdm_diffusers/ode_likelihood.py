@@ -11,8 +11,8 @@ from torch.utils.data import Dataset
 
 from .dequantization import DEQUANTIZATIONS
 from .estimates import Estimate
-from .noise_schedules import highest_precision
 from .per_image import for_each_image, generators
+from .precision import highest_precision
 from .probability_flow import exact, hutchinson, integrate
 from .units import LOG_2
 from .vdm import VDM

@@ -2,20 +2,28 @@
 
 import inspect
 from collections.abc import Callable, Sequence
+from typing import Annotated
 
 import numpy as np
 import PIL.Image
 import torch
+from diffusers import SchedulerMixin
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
-from torch import Tensor
+from torch import Tensor, nn
 
-from . import gaussian
+from . import gaussian, scheduler_checks
+from .arguments import Within, check_argument, checked
 from .autoencoders import decode
+from .conditions import check_denoiser, num_embeddings
 from .data import image_format, image_to_tensor
+from .finiteness import Trace, check_images
 from .ode_likelihood import log_likelihood
 from .pixel_space import check_pixel_space
+from .precision import compute_dtype
 from .probability_flow import integrate
+from .scheduler_checks import check_description, check_scheduler
 from .scheduling_vdm import VDMScheduler
 from .vdm import VDM, evaluating
 
@@ -23,6 +31,13 @@ from .vdm import VDM, evaluating
 Generators = torch.Generator | list[torch.Generator] | None
 OUTPUT_TYPES = ("pil", "np", "pt")
 Images = PIL.Image.Image | list[PIL.Image.Image] | np.ndarray | Tensor
+NUMBERS = {
+    "batch_size": Annotated[int, Within(1, 2**20)] | None,
+    "guidance_scale": Annotated[float, Within(-1e6, 1e6)],
+    "num_inference_steps": Annotated[int, Within(1, 10**6)],
+    "eta": Annotated[float, Within(0, 1)] | None,
+}
+"""Arguments of a call, and what they may be."""
 
 
 class VDMPipeline(DiffusionPipeline):
@@ -38,6 +53,12 @@ class VDMPipeline(DiffusionPipeline):
         vae ([`AutoencoderKL`], [`VQModel`] or any other autoencoder of diffusers, *optional*):
             Makes images of the latents that are sampled.
         num_levels (`int`, *optional*, defaults to 256): Images are integers in `[0, num_levels)`; `None` for real-valued data.
+        trained_for (`dict`, *optional*):
+            What the denoiser estimates at which noise levels, by [`~scheduler_checks.trained_for`]. Defaults to what the
+            scheduler says. It is saved with the pipeline, and schedulers that were not made for the model are refused by it.
+
+    Raises:
+        `TypeError` and `ValueError`: for components of another kind, as a denoiser that needs more than a timestep and a class.
     """
 
     __module__ = __package__  # the name of the library in a `model_index.json`
@@ -46,10 +67,26 @@ class VDMPipeline(DiffusionPipeline):
     _optional_components = ["vae"]
     _callback_tensor_inputs = ["latents"]
 
-    def __init__(self, unet, scheduler, vae=None, num_levels: int | None = 256):
+    @checked
+    def __init__(
+        self,
+        unet: nn.Module,
+        scheduler: SchedulerMixin,
+        vae: nn.Module | None = None,
+        num_levels: Annotated[int, Within(2, 2**24)] | None = 256,
+        trained_for: dict | None = None,
+    ):
         super().__init__()
+        check_denoiser(unet)
+        check_description(trained_for)
         self.register_modules(unet=unet, scheduler=scheduler, vae=vae)
-        self.register_to_config(num_levels=num_levels)
+        self.register_to_config(num_levels=num_levels, trained_for=trained_for or scheduler_checks.trained_for(scheduler))
+
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs) -> "VDMPipeline":
+        """As in diffusers, with whatever denoiser and autoencoder the other pipeline has."""
+        components = {name: pipeline.components.get(name) for name in ("unet", "scheduler", "vae")}
+        return super().from_pipe(pipeline, **({key: value for key, value in components.items() if value is not None} | kwargs))
 
     @torch.no_grad()
     def __call__(
@@ -96,23 +133,38 @@ class VDMPipeline(DiffusionPipeline):
             return_dict (`bool`, *optional*, defaults to `True`):
                 Whether or not to return an [`ImagePipelineOutput`] instead of a plain tuple.
             callback_on_step_end (`Callable`, *optional*):
-                Called after each step as `callback(pipeline, step, timestep, callback_kwargs)`; may return new `latents`.
+                Called after each step as `callback(pipeline, step, timestep, callback_kwargs)`; may return new `latents` in a
+                dictionary, or set `pipeline._interrupt` to leave out the steps that remain.
             callback_on_step_end_tensor_inputs (`list[str]`, *optional*): Tensors in `callback_kwargs`; `[]` for none.
 
         Returns:
             [`ImagePipelineOutput`] or `tuple`: whose first element is the images.
+
+        Raises:
+            `TypeError` and `ValueError`: for arguments that there are not, and a scheduler that was not made for the model.
+            `FloatingPointError`: instead of images that are not finite, saying from which step on.
         """
+        if isinstance(batch_size, str):
+            raise TypeError(f"This model takes no prompt such as {batch_size!r}: it is not conditioned on text.")
+        given = {
+            "batch_size": batch_size,
+            "guidance_scale": guidance_scale,
+            "num_inference_steps": num_inference_steps,
+            "eta": eta,
+        }
+        for name, value in given.items():
+            check_argument(name, value, NUMBERS[name])
         _check_output_type(output_type, (*OUTPUT_TYPES, "latent"))
+        if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
+            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
+        if callback_on_step_end is not None and not callable(callback_on_step_end):
+            raise TypeError(f"`callback_on_step_end` is a {type(callback_on_step_end).__name__}, but must be a function.")
         unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
         if unknown:
             raise ValueError(
                 f"`callback_on_step_end_tensor_inputs` has {sorted(unknown)}, but offers {self._callback_tensor_inputs}."
             )
-        if not hasattr(self.scheduler, "init_noise_sigma"):
-            raise ValueError(
-                f"{type(self.scheduler).__name__} is no scheduler of a variance-preserving diffusion: take one for a β-chain,"
-                " by its `from_config(pipe.scheduler.config)`."
-            )
+        check_scheduler(self.scheduler, self.config.get("trained_for"))
         if guidance_scale != 1 and class_labels is None:
             raise ValueError(
                 f"`guidance_scale` is {guidance_scale}, which needs `class_labels` and a class-conditional denoiser."
@@ -129,13 +181,19 @@ class VDMPipeline(DiffusionPipeline):
         step_kwargs = {name: value for name, value in given.items() if value is not None and name in accepted}
         self._num_timesteps = len(self.scheduler.timesteps)
         self._guidance_scale = guidance_scale
+        self._interrupt = False
+        trace = Trace()
         with evaluating(self.unet):
             for i, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
                 model_output = self._guided_output(latents, t, class_labels)
                 latents = self.scheduler.step(model_output, t, latents, return_dict=False, **step_kwargs)[0]
+                trace.record(t, model_output, latents)
                 if callback_on_step_end is not None:
                     tensors = {"latents": latents} if callback_on_step_end_tensor_inputs else {}
-                    latents = callback_on_step_end(self, i, t, tensors).pop("latents", latents)
+                    latents = (callback_on_step_end(self, i, t, tensors) or {}).get("latents", latents)
+                if self.interrupt:
+                    break
+        trace.check(latents, self.unet)
 
         images = self._decode(latents, output_type)
         self.maybe_free_model_hooks()
@@ -222,7 +280,7 @@ class VDMPipeline(DiffusionPipeline):
         """The labels on the device; `ValueError` for those that the denoiser doesn't know."""
         if class_labels is None:
             return None
-        labels, null = torch.as_tensor(class_labels, device=self._execution_device).reshape(-1), self._null_class()
+        labels, null = _whole_numbers(class_labels).to(self._execution_device), self._null_class()
         if ((labels < 0) | (labels > null)).any():
             raise ValueError(f"`class_labels` are {labels.tolist()}, but must be from 0 to {null}, the last for no class.")
         return labels
@@ -244,13 +302,23 @@ class VDMPipeline(DiffusionPipeline):
         return images.to(self._execution_device)
 
     def _check_shape(self, name: str, tensor: Tensor) -> None:
-        """Raise `ValueError` unless a tensor is `(B, C, H, W)` with the `(C, H, W)` of the model."""
-        size = self.unet.config.sample_size
-        shape = (self.unet.config.in_channels, *((size, size) if isinstance(size, int) else size))
+        """Raise an error unless it is a tensor `(B, C, H, W)` with the `(C, H, W)` of the model."""
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"`{name}` are a {type(tensor).__name__}, but must be a tensor (B, C, H, W).")
+        shape = self._sample_shape()
         if tensor.ndim != 4 or len(tensor) == 0:
             raise ValueError(f"`{name}` have the shape {tuple(tensor.shape)}, but must be (B, C, H, W), with at least one.")
         if tuple(tensor.shape[1:]) != shape:
             raise ValueError(f"`{name}` have the shape {tuple(tensor.shape[1:])}, but this model's are {shape}.")
+
+    def _sample_shape(self) -> tuple[int, int, int]:
+        """`(C, H, W)` of the latents."""
+        size = self.unet.config.sample_size
+        if size is None:
+            raise ValueError(
+                f"The configuration of {type(self.unet).__name__} doesn't say what it samples: set its `sample_size`."
+            )
+        return self.unet.config.in_channels, *((size, size) if isinstance(size, int) else size)
 
     def _shown_levels(self, pictures: list[PIL.Image.Image]) -> Tensor:
         """The levels of pictures, `(B, C, H, W)`, of which `_show` makes `255 v / (num_levels - 1)`."""
@@ -276,6 +344,11 @@ class VDMPipeline(DiffusionPipeline):
         """That of the latest call; a callback may change it by `pipeline._guidance_scale`, as elsewhere in diffusers."""
         return self._guidance_scale
 
+    @property
+    def interrupt(self) -> bool:
+        """Whether the latest call is to end with the present step; a callback sets it by `pipeline._interrupt = True`."""
+        return self._interrupt
+
     def _resolve_batch_size(self, batch_size: int | None, class_labels: Tensor | None, latents: Tensor | None) -> int:
         sizes = {
             "batch_size": batch_size,
@@ -297,7 +370,10 @@ class VDMPipeline(DiffusionPipeline):
             raise ValueError(
                 f"{type(self.scheduler).__name__} takes no `timesteps`: give `num_inference_steps`, or another scheduler."
             )
-        timesteps = torch.as_tensor(timesteps)
+        try:
+            timesteps = torch.as_tensor(timesteps)
+        except (TypeError, ValueError, RuntimeError):
+            raise TypeError(f"`timesteps` are a {type(timesteps).__name__}, but must be numbers that decrease.") from None
         if not isinstance(self.scheduler, VDMScheduler):  # the nearest indices of its chain, each once
             last = self.scheduler.config.num_train_timesteps - 1
             timesteps = timesteps.round().long().clamp(0, last).unique_consecutive()
@@ -305,9 +381,7 @@ class VDMPipeline(DiffusionPipeline):
 
     def _prepare_latents(self, batch_size: int, generator: Generators, latents: Tensor | None, device: torch.device) -> Tensor:
         _check_generators(generator, batch_size)
-        size = self.unet.config.sample_size
-        height, width = (size, size) if isinstance(size, int) else size
-        shape = (batch_size, self.unet.config.in_channels, height, width)
+        shape = (batch_size, *self._sample_shape())
         if latents is None:
             latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
         elif tuple(latents.shape) != shape:
@@ -328,17 +402,16 @@ class VDMPipeline(DiffusionPipeline):
 
     def _output(self, sample: Tensor, t: Tensor, class_labels: Tensor | None) -> Tensor:
         timesteps = t.to(sample.device).expand(len(sample))
-        output = self.unet(sample.to(self.unet.dtype), timesteps, class_labels=class_labels, return_dict=False)[0]
+        dtype = compute_dtype(self.unet, sample.dtype)
+        output = self.unet(sample.to(dtype), timesteps, class_labels=class_labels, return_dict=False)[0]
         return output.to(sample.dtype)
 
     def _null_class(self) -> int:
         """The label that means none: the last embedding of the denoiser."""
-        config = self.unet.config
-        if config.get("num_class_embeds"):
-            return config.num_class_embeds - 1
-        if config.get("num_embeds_ada_norm"):
-            return config.num_embeds_ada_norm
-        raise ValueError("`class_labels` were given, but this denoiser is unconditional: leave them out.")
+        known = num_embeddings(self.unet)
+        if known is None:
+            raise ValueError("`class_labels` were given, but this denoiser is unconditional: leave them out.")
+        return known - 1
 
     def _decode(self, latents: Tensor, output_type: str):
         """The images of `z_0`. A stock scheduler ends in `x`, where `alpha_0 = 1`."""
@@ -360,10 +433,24 @@ class VDMPipeline(DiffusionPipeline):
         else:
             last = self.config.num_levels - 1
             images = ((x + 1) * ((last + 1) / 2) - 0.5).round().clamp(0, last) / last
+        check_images(images, self.vae)
         if output_type == "pt":
             return images
         images = images.cpu().permute(0, 2, 3, 1).float().numpy()
         return self.numpy_to_pil(images) if output_type == "pil" else images
+
+
+def _whole_numbers(class_labels: list[int] | Tensor) -> Tensor:
+    """Labels as a tensor `(B,)`, in int64."""
+    try:
+        labels = torch.as_tensor(class_labels).reshape(-1)
+    except (TypeError, ValueError, RuntimeError):
+        labels = torch.empty(0)
+    if labels.is_floating_point() or labels.dtype == torch.bool or not len(labels):
+        raise TypeError(
+            f"`class_labels` are {class_labels!r}, but must be whole numbers, one an image: the indices of classes."
+        )
+    return labels.long()
 
 
 def _check_output_type(output_type: str, known: tuple[str, ...]) -> None:
@@ -372,6 +459,12 @@ def _check_output_type(output_type: str, known: tuple[str, ...]) -> None:
 
 
 def _check_generators(generator: Generators, batch_size: int) -> None:
+    sources = generator if isinstance(generator, list) else [generator]
+    if not all(isinstance(source, torch.Generator) for source in sources if generator is not None):
+        raise TypeError(
+            f"`generator` is {generator!r}, but must be a `torch.Generator` or a list of them, one an image:"
+            " `torch.Generator().manual_seed(0)`."
+        )
     if isinstance(generator, list) and len(generator) != batch_size:
         raise ValueError(f"There are {len(generator)} generators for {batch_size} images; give one, or one an image.")
 

@@ -4,6 +4,7 @@ from diffusers import DiffusionPipeline
 from diffusers.models.modeling_utils import ModelMixin
 
 from .data import ImageData
+from .scheduler_checks import check_scheduler
 from .scheduling_vdm import VDMScheduler
 from .unet_vdm import VDMUNet2DModel
 
@@ -26,6 +27,8 @@ def check_pixel_space(pipeline: DiffusionPipeline) -> None:
     if "scheduler" not in components:
         raise ValueError(f"{name} has no `scheduler` that says at which noise levels its denoiser works.")
     VDMScheduler.from_config(components["scheduler"].config)  # refuses what is no variance-preserving chain
+    if pipeline.config.get("trained_for") is not None:
+        check_scheduler(pipeline.scheduler, pipeline.config.trained_for)
     if "tokenizer" in components or "text_encoder" in components:
         raise ValueError(f"{name} is conditioned on text, which images of a data set don't come with.")
     if "unet" not in components:

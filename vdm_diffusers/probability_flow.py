@@ -16,7 +16,7 @@ import torchode
 from torch import Tensor
 
 from . import gaussian
-from .noise_schedules import highest_precision
+from .precision import highest_precision
 from .vdm import VDM, evaluating
 
 
@@ -58,8 +58,7 @@ def exact(v: Tensor, z: Tensor) -> Tensor:
 
 def velocity(vdm: VDM, z: Tensor, gamma: Tensor, class_labels: Tensor | None = None) -> Tensor:
     """`dz/dgamma`, shaped as `z` and in its dtype, at one `gamma` an image, `(B,)`."""
-    parameter = next(vdm.unet.parameters(), z)
-    output = vdm.denoise(z.to(parameter.dtype), gamma, class_labels).to(z.dtype)
+    output = vdm.denoise(z, gamma, class_labels)
     eps = gaussian.predicted_epsilon(vdm.prediction_type, output, z, gamma)
     sigma = gaussian.expand(gaussian.sigma(gamma), z)
     return 0.5 * sigma * (eps - sigma * z)

@@ -7,10 +7,12 @@ schedules and schedulers be swapped.
 from abc import ABC, abstractmethod
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from .precision import FullPrecisionModule
 
 
-class TimestepMap(nn.Module, ABC):
+class TimestepMap(FullPrecisionModule, ABC):
     """A strictly increasing function `gamma -> timestep` and its inverse, elementwise, for floating-point arguments.
 
     Attributes:

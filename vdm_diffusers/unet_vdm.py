@@ -1,14 +1,24 @@
 """VDMUNet2DModel: the denoiser of the paper (section 6 and appendix B), a U-Net that keeps its resolution throughout."""
 
 import math
+from typing import Annotated
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.embeddings import Timesteps
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention, silu
+
+from .arguments import Within, checked
+from .precision import at_least_float32
+
+
+MAX_PARAMETERS = 2**32
+"""Of a denoiser: a hundred times those of the paper's, 16 GiB in float32."""
+
+Size = Annotated[int, Within(1, 2**14)]
+Share = Annotated[float, Within(0, 1)]
 
 
 class VDMUNet2DModel(ModelMixin, ConfigMixin):
@@ -37,6 +47,10 @@ class VDMUNet2DModel(ModelMixin, ConfigMixin):
         num_class_embeds (`int`, *optional*): Number of classes of a class-conditional model, a null class included.
         conditioning_dim (`int`, defaults to 1):
             Number of scalars appended to the time embedding; the official models have one, the augmentation flag.
+
+    Raises:
+        `TypeError` and `ValueError`: for parameters of another type or out of range, channels that groups or heads don't
+            divide, and more than `MAX_PARAMETERS` weights, before any is made.
     """
 
     __module__ = __package__  # the name of the library in a `model_index.json`
@@ -45,21 +59,22 @@ class VDMUNet2DModel(ModelMixin, ConfigMixin):
     _no_split_modules = ["ResnetBlock", "Attention"]
 
     @register_to_config
+    @checked
     def __init__(
         self,
-        sample_size: int | tuple[int, int] | None = 32,
-        in_channels: int = 3,
-        out_channels: int | None = None,
-        block_channels: int = 128,
-        layers_per_side: int = 32,
+        sample_size: Size | tuple[Size, Size] | None = 32,
+        in_channels: Size = 3,
+        out_channels: Size | None = None,
+        block_channels: Annotated[int, Within(4, 2**14)] = 128,
+        layers_per_side: Annotated[int, Within(0, 1024)] = 32,
         attention_everywhere: bool = False,
-        attention_head_dim: int | None = None,
-        fourier_powers: tuple[int, ...] = (6, 7),
-        dropout: float = 0.1,
-        norm_num_groups: int = 32,
-        norm_eps: float = 1e-6,
-        num_class_embeds: int | None = None,
-        conditioning_dim: int = 1,
+        attention_head_dim: Size | None = None,
+        fourier_powers: tuple[Annotated[int, Within(-32, 32)], ...] = (6, 7),
+        dropout: Share = 0.1,
+        norm_num_groups: Size = 32,
+        norm_eps: Share = 1e-6,
+        num_class_embeds: Annotated[int, Within(0, 2**20)] | None = None,
+        conditioning_dim: Annotated[int, Within(0, 2**14)] = 1,
     ):
         super().__init__()
         out_channels = in_channels if out_channels is None else out_channels
@@ -77,8 +92,18 @@ class VDMUNet2DModel(ModelMixin, ConfigMixin):
                 f"`block_channels` ({block_channels}) must be a multiple of `attention_head_dim` ({attention_head_dim})."
             )
         embedding_dim = 4 * block_channels
+        num_features = in_channels * (1 + 2 * len(fourier_powers))
+        num_blocks = 2 * layers_per_side + 3
+        weights = num_blocks * 22 * block_channels**2 + (layers_per_side + 1) * 11 * block_channels**2
+        weights += num_blocks * attention_everywhere * 4 * block_channels**2 + embedding_dim * (num_class_embeds or 0)
+        weights += 9 * block_channels * (num_features + in_channels)
+        if weights > MAX_PARAMETERS:
+            raise ValueError(
+                f"A denoiser with `block_channels` {block_channels}, `layers_per_side` {layers_per_side}, `in_channels`"
+                f" {in_channels} and `num_class_embeds` {num_class_embeds} has {weights:.1e} parameters or more, but"
+                f" {MAX_PARAMETERS:.1e} are the most: choose smaller ones."
+            )
 
-        self.time_proj = Timesteps(block_channels, flip_sin_to_cos=False, downscale_freq_shift=1)
         self.embedding = nn.Sequential(
             nn.Linear(block_channels + conditioning_dim, embedding_dim),
             nn.SiLU(),
@@ -97,8 +122,7 @@ class VDMUNet2DModel(ModelMixin, ConfigMixin):
                 Stage(resnet(channels), attention() if attention_everywhere else None) for _ in range(num_blocks)
             )
 
-        features = in_channels * (1 + 2 * len(fourier_powers))
-        self.conv_in = nn.Conv2d(features, block_channels, 3, padding=1)
+        self.conv_in = nn.Conv2d(num_features, block_channels, 3, padding=1)
         self.down = side(layers_per_side, block_channels)
         self.mid = nn.ModuleList([Stage(resnet(), attention()), Stage(resnet(), None)])
         self.up = side(layers_per_side + 1, 2 * block_channels)
@@ -164,10 +188,12 @@ class VDMUNet2DModel(ModelMixin, ConfigMixin):
     ) -> Tensor:
         """The conditioning vector that every block receives, `(B, 4 * block_channels)`."""
         batch_size = sample.shape[0]
-        timestep = torch.as_tensor(timestep, device=sample.device).expand(batch_size)
+        dtype = torch.promote_types(sample.dtype, torch.float32)
+        timestep = torch.as_tensor(timestep, dtype=dtype, device=sample.device).expand(batch_size)
         if conditioning is None:
             conditioning = sample.new_zeros(batch_size, self.config.conditioning_dim)
-        embedding = torch.cat([self.time_proj(timestep).to(sample.dtype), conditioning.to(sample.dtype)], dim=1)
+        time = timestep_embedding(timestep, self.config.block_channels).to(sample.dtype)
+        embedding = torch.cat([time, conditioning.to(sample.dtype)], dim=1)
         embedding = self.embedding(embedding)
         if self.class_embedding is not None:
             if class_labels is None:
@@ -178,12 +204,24 @@ class VDMUNet2DModel(ModelMixin, ConfigMixin):
         return silu(embedding)
 
     def _with_fourier_features(self, sample: Tensor) -> Tensor:
-        """`z` with `sin` and `cos` of `2ⁿ 2π z` appended, in float32 where the sample is in half precision (appendix C)."""
+        """`z` with `sin` and `cos` of `2ⁿ 2π z` appended, computed in float32 at least (appendix C)."""
         if not self.config.fourier_powers:
             return sample
         frequencies = [2.0**power * 2 * math.pi for power in self.config.fourier_powers]
-        angles = torch.stack([sample.float() * frequency for frequency in frequencies], dim=2).flatten(1, 2)
+        exact = at_least_float32(sample)
+        angles = torch.stack([exact * frequency for frequency in frequencies], dim=2).flatten(1, 2)
         return torch.cat([sample, angles.sin().to(sample.dtype), angles.cos().to(sample.dtype)], dim=1)
+
+
+def timestep_embedding(timestep: Tensor, num_channels: int) -> Tensor:
+    """Sines and cosines of a timestep, `(B,)`, at frequencies from 1 down to 1e-4: `(B, num_channels)`, in its dtype.
+
+    Those of [`~diffusers.models.embeddings.Timesteps`] with `downscale_freq_shift=1`, which are float32; an odd channel is 0.
+    """
+    half = num_channels // 2
+    exponents = -math.log(10_000) * torch.arange(half, dtype=timestep.dtype, device=timestep.device) / (half - 1)
+    angles = timestep[:, None] * exponents.exp()
+    return torch.nn.functional.pad(torch.cat([angles.sin(), angles.cos()], dim=1), (0, num_channels % 2))
 
 
 class Stage(nn.Module):

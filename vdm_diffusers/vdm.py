@@ -2,19 +2,26 @@
 
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import torch
 from diffusers import ModelMixin
 from torch import Tensor, nn
 
 from . import gaussian
+from .arguments import Within, checked
 from .autoencoders import encode, scale_to_unit
-from .noise_schedules import NOISE_SCHEDULES, NoiseSchedule, PinnedSchedule, TableSchedule
+from .conditions import check_class_labels, check_denoiser
+from .loading import loading
+from .noise_schedules import NoiseSchedule, TableSchedule
+from .precision import compute_dtype
+from .scheduler_checks import check_scheduler
 from .scheduling_vdm import VDMScheduler
-from .timestep_maps import AffineTimesteps
+from .timestep_maps import AffineTimesteps, TimestepMap
 from .units import BITS_PER_DIM, NATS_PER_DIM, Unit
 from .weightings import WEIGHTINGS, check_weighting
 
@@ -92,28 +99,27 @@ class VDM(nn.Module):
             neither trained nor part of the state of this module, but of the pipeline.
 
     Raises:
+        `TypeError`: for arguments of another type.
         `ValueError`: for an unknown `prediction_type` or `weighting`, `num_levels < 2` or `num_timesteps < 1`, and for a
             weighting in discrete time or with a learned schedule that has no end points of its own.
     """
 
+    @checked
     def __init__(
         self,
         unet: nn.Module,
         noise_schedule: NoiseSchedule,
         prediction_type: str = "epsilon",
-        num_levels: int | None = 256,
-        num_timesteps: int | None = None,
-        timestep_map: AffineTimesteps | None = None,
+        num_levels: Annotated[int, Within(2, 2**24)] | None = 256,
+        num_timesteps: Annotated[int, Within(1, 2**31)] | None = None,
+        timestep_map: TimestepMap | None = None,
         weighting: str = "elbo",
         vae: ModelMixin | None = None,
     ):
         super().__init__()
+        check_denoiser(unet)
         gaussian.check_prediction_type(prediction_type)
         check_weighting(weighting)
-        if num_levels is not None and num_levels < 2:
-            raise ValueError(f"`num_levels` is {num_levels}, but an image needs at least two.")
-        if num_timesteps is not None and num_timesteps < 1:
-            raise ValueError(f"`num_timesteps` is {num_timesteps}, but must be at least 1, or `None` for continuous time.")
         self.unet = unet
         self.noise_schedule = noise_schedule
         self.prediction_type = prediction_type
@@ -129,14 +135,11 @@ class VDM(nn.Module):
     def _fix_end_points(self) -> None:
         if self.num_timesteps is not None:
             raise ValueError(f"`weighting` {self.weighting!r} is one of continuous time: leave out `num_timesteps`.")
-        if isinstance(self.noise_schedule, PinnedSchedule):
-            self.noise_schedule.gamma_0.requires_grad_(False)
-            self.noise_schedule.gamma_1.requires_grad_(False)
-        elif any(True for _ in self.noise_schedule.parameters()):
-            raise ValueError(
-                f"`weighting` {self.weighting!r} can't train {type(self.noise_schedule).__name__}, whose end points are not"
-                " parameters of their own and so can't be kept: choose another schedule."
-            )
+        try:
+            self.noise_schedule.fix_end_points()
+        except ValueError as error:
+            schedule = type(self.noise_schedule).__name__
+            raise ValueError(f"`weighting` {self.weighting!r} can't train {schedule}: {error}") from None
 
     def forward(
         self,
@@ -163,10 +166,13 @@ class VDM(nn.Module):
             [`VDMLoss`], in float32 at least.
 
         Raises:
-            `TypeError` and `ValueError`: for images as [`~VDM.scale`] refuses them, for `times` and `noise` of another shape;
-            on the CPU, where looking costs nothing, also for times outside [0, 1].
+            `TypeError` and `ValueError`: for images as [`~VDM.scale`] refuses them or of another size than the denoiser's, for
+            `class_labels`, `times` and `noise` of another shape; on the CPU, where looking costs nothing, also for labels that
+            the denoiser doesn't know and times outside [0, 1].
         """
         x = self.scale(images, generator)
+        self._check_shape(images, x)
+        check_class_labels(class_labels, len(x), self.unet)
         if times is None:
             times = stratified_times(torch.rand((), generator=generator, device=x.device), len(x))
         if noise is None:
@@ -198,6 +204,8 @@ class VDM(nn.Module):
         Raises `TypeError` for images of another type and `ValueError` for values outside; of a type that can hold no others,
         such as uint8 for 256 levels, the values are not looked at.
         """
+        if not isinstance(images, Tensor):
+            raise TypeError(f"`images` are a {type(images).__name__}, but must be a tensor (B, C, H, W).")
         if images.is_floating_point() and self.unit is NATS_PER_DIM:
             return images.to(self._dtype)
         if self.num_levels is None:
@@ -219,8 +227,19 @@ class VDM(nn.Module):
     @property
     def _dtype(self) -> torch.dtype:
         """The denoiser's, but float32 at least."""
-        parameter = next(self.unet.parameters(), None)
-        return torch.float32 if parameter is None else torch.promote_types(parameter.dtype, torch.float32)
+        return torch.promote_types(compute_dtype(self.unet), torch.float32)
+
+    def _check_shape(self, images: Tensor, x: Tensor) -> None:
+        """Raise `ValueError` unless the data are `(B, C, H, W)` as the denoiser's configuration, if any, says."""
+        config = getattr(self.unet, "config", {})
+        channels, size = config.get("in_channels"), config.get("sample_size")
+        expected = None if channels is None or size is None else (channels, *((size, size) if isinstance(size, int) else size))
+        if len(x) == 0 or x.ndim < 2 or (expected is not None and tuple(x.shape[1:]) != expected):
+            whose = "whose latents have" if self.vae is not None and x.shape != images.shape else "which have"
+            shape = "the shape (B, C, H, W)" if expected is None else f"(C, H, W) = {expected}"
+            raise ValueError(
+                f"`images` have the shape {tuple(images.shape)}, but must be a batch of at least one of images {whose} {shape}."
+            )
 
     def _level(self, v: Tensor) -> Tensor:
         return (2 * v + 1) / self.num_levels - 1
@@ -283,9 +302,10 @@ class VDM(nn.Module):
         (section 4).
 
         In continuous time the term doesn't depend on the schedule between its end points, but the variance of this estimate
-        does. So the interior of a [`PinnedSchedule`] gets another gradient, of the mean of the squared estimates in bits per
-        dimension, where the mean of the estimates in bits per dimension is what is differentiated (appendix I.2): image by
-        image, `∇L² = 2 L ∇L`, from the same backward pass. With a weighting, L is the weighted estimate `w L` throughout.
+        does. So the interior of a schedule, where it can be told from the end points, gets another gradient, of the mean of the
+        squared estimates in bits per dimension, where the mean of the estimates in bits per dimension is what is differentiated
+        (appendix I.2): image by image, `∇L² = 2 L ∇L`, from the same backward pass. With a weighting, L is the weighted
+        estimate `w L` throughout.
         """
         return self._weighted_diffusion(x, times, eps, class_labels, conditioning)[0]
 
@@ -306,11 +326,8 @@ class VDM(nn.Module):
         """`gamma_t` and the factor of `||eps - eps_hat||²`, each `(B,)`, and what scales the gradients of the interior."""
         if self.num_timesteps is not None:
             return *self._discrete_weight(times), lambda factor: None
-        if isinstance(self.noise_schedule, PinnedSchedule):
-            gamma_t, slope, scale_interior = self.noise_schedule.with_separate_gradients(times)
-            return gamma_t, 0.5 * slope, scale_interior
-        gamma_t, slope = self.noise_schedule.with_derivative(times)
-        return gamma_t, 0.5 * slope, lambda factor: None
+        gamma_t, slope, scale_interior = self.noise_schedule.with_separate_gradients(times)
+        return gamma_t, 0.5 * slope, scale_interior
 
     def _discrete_weight(self, times: Tensor) -> tuple[Tensor, Tensor]:
         """`gamma_t`, `t` rounded up to the chain, and the factor of `||eps - eps_hat||²`, each `(B,)`."""
@@ -328,7 +345,8 @@ class VDM(nn.Module):
         """
         kwargs = {} if conditioning is None else {"conditioning": conditioning}
         timestep = self.timestep_map(gamma_t)
-        output = self.unet(z_t, timestep, class_labels=class_labels, return_dict=False, **kwargs)[0]
+        sample = z_t.to(compute_dtype(self.unet, z_t.dtype))
+        output = self.unet(sample, timestep, class_labels=class_labels, return_dict=False, **kwargs)[0]
         return output[:, : z_t.shape[1]].to(z_t.dtype)
 
     def to_scheduler(self) -> VDMScheduler:
@@ -354,8 +372,11 @@ class VDM(nn.Module):
         """The model that a pipeline samples, sharing its denoiser.
 
         Its noise schedule is the scheduler's table or chain, fixed, unless another is given to train on with. Raises
-        `ValueError` if it needs another because the chain ends in pure noise.
+        `ValueError` if it needs another because the chain ends in pure noise, and for a scheduler that was not made for the
+        model.
         """
+        if pipeline.config.get("trained_for") is not None:
+            check_scheduler(pipeline.scheduler, pipeline.config.trained_for)
         scheduler = VDMScheduler.from_config(pipeline.scheduler.config)
         noise_schedule = noise_schedule or scheduler.noise_schedule
         if noise_schedule is None:
@@ -390,17 +411,44 @@ class VDM(nn.Module):
         weighting: str = "elbo",
         **kwargs,
     ) -> "VDM":
-        """Load what [`~VDM.save_pretrained`] wrote, from a folder or the Hub; `kwargs` go to the loaders."""
+        """
+        Load what [`~VDM.save_pretrained`] wrote, from a folder or the Hub; `kwargs` go to the loaders.
+
+        A folder that a [`VDMPipeline`] was saved in has no noise schedule of its own: its scheduler's is used, fixed, and a
+        warning says so.
+
+        Raises `OSError` for files that are missing, `ValueError` for files that are not a model's.
+        """
         from .pipeline_vdm import VDMPipeline
 
         source = {"pretrained_model_name_or_path": pretrained_model_name_or_path, "subfolder": "noise_schedule"}
-        config = NoiseSchedule.load_config(**source, **kwargs)
-        schedule = NOISE_SCHEDULES[config["_class_name"]].from_pretrained(**source, **kwargs)
-        pipeline = VDMPipeline.from_pretrained(pretrained_model_name_or_path, **kwargs)
-        return cls.from_pipeline(pipeline, schedule, num_timesteps, weighting)
+        with loading(f"The model {str(pretrained_model_name_or_path)!r}"):
+            pipeline = VDMPipeline.from_pretrained(pretrained_model_name_or_path, **kwargs)
+            schedule = (
+                None
+                if _is_a_mere_pipeline(pretrained_model_name_or_path)
+                else NoiseSchedule.from_pretrained(**source, **kwargs)
+            )
+            return cls.from_pipeline(pipeline, schedule, num_timesteps, weighting)
+
+
+def _is_a_mere_pipeline(name_or_path: str | os.PathLike) -> bool:
+    """Whether it is a folder with a pipeline, but without the noise schedule that [`VDM.save_pretrained`] puts beside it."""
+    folder = Path(name_or_path)
+    if not (folder / "model_index.json").is_file() or (folder / "noise_schedule").exists():
+        return False
+    warnings.warn(
+        f"{str(folder)!r} is a pipeline without `noise_schedule/`, as `VDMPipeline.save_pretrained` writes it: the schedule of"
+        " its scheduler is used, and can't be learned. Give `VDM.from_pipeline` another, or save by `VDM.save_pretrained`.",
+        stacklevel=3,
+    )
+    return True
 
 
 def _check_draws(times: Tensor, noise: Tensor, x: Tensor) -> None:
+    for name, draws in (("times", times), ("noise", noise)):
+        if not isinstance(draws, Tensor):
+            raise TypeError(f"`{name}` are a {type(draws).__name__}, but must be a tensor.")
     if times.shape != x.shape[:1] or not times.is_floating_point():
         raise ValueError(
             f"`times` must be {len(x)} numbers in [0, 1], one an image, but are {times.dtype} of shape {tuple(times.shape)}."

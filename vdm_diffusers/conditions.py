@@ -1,0 +1,52 @@
+"""What a denoiser is told beside its noise level: nothing or a class, of which the last means none."""
+
+import inspect
+
+import torch
+from torch import Tensor, nn
+
+
+def check_denoiser(unet: nn.Module) -> None:
+    """Raise `ValueError` for a denoiser that can't be called as `unet(sample, timestep)`, such as one of texts."""
+    parameters = list(inspect.signature(unet.forward).parameters.values())[2:]
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    needed = [f"`{p.name}`" for p in parameters if p.kind in kinds and p.default is p.empty]
+    if needed:
+        raise ValueError(
+            f"{type(unet).__name__} needs {', '.join(needed)}, but a denoiser here is told a timestep and, at most, a class."
+        )
+
+
+def num_embeddings(unet: nn.Module) -> int | None:
+    """Of classes, the null class included, as the denoiser's configuration says; `None` for none, or where it doesn't say."""
+    config = getattr(unet, "config", {})
+    if config.get("num_class_embeds"):
+        return config["num_class_embeds"]
+    if config.get("num_embeds_ada_norm"):
+        return config["num_embeds_ada_norm"] + 1
+    return None
+
+
+def check_class_labels(class_labels: Tensor | None, batch_size: int, unet: nn.Module) -> None:
+    """
+    Refuse labels that are not one whole number `(B,)` an image, or not of the denoiser's classes; the numbers themselves are
+    looked at on the CPU, where this waits for nothing.
+
+    Raises `TypeError` or `ValueError`.
+    """
+    if class_labels is None:
+        return
+    if not isinstance(class_labels, Tensor):
+        raise TypeError(f"`class_labels` are a {type(class_labels).__name__}, but must be a tensor of whole numbers.")
+    if class_labels.is_floating_point() or class_labels.dtype == torch.bool or class_labels.shape != (batch_size,):
+        raise ValueError(
+            f"`class_labels` must be {batch_size} whole numbers, one an image, but are {class_labels.dtype} of shape"
+            f" {tuple(class_labels.shape)}."
+        )
+    known = num_embeddings(unet)
+    if known is not None and class_labels.device.type == "cpu" and not torch.compiler.is_compiling():
+        low, high = class_labels.aminmax()
+        if low < 0 or high >= known:
+            raise ValueError(
+                f"`class_labels` run from {low} to {high}, but must be from 0 to {known - 1}, the last for no class."
+            )
