@@ -24,6 +24,7 @@ LAYERS = (
         "data",
         "flax_state",
         "checkpoints",
+        "class_names",
         "stopping",
         "randomness",
         "feature_distances",
