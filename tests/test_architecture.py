@@ -34,7 +34,7 @@ LAYERS = (
     {"likelihood", "probability_flow", "dequantization", "training_config"},
     {"ode_likelihood", "ddpm_bound"},
     {"pipeline_vdm"},
-    {"resuming", "optimizers", "sharding"},
+    {"resuming", "optimizers", "sharding", "sample_grids"},
     {"planning", "zero"},
     {"placement"},
     {"model_building", "latent_data", "training", "hub", "convert", "evaluate"},

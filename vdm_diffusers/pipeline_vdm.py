@@ -268,12 +268,19 @@ class VDMPipeline(DiffusionPipeline):
         return images.to(self._execution_device)
 
     def _check_pictures(self, output_type: str) -> None:
-        """Raise `ValueError` for pictures of images whose number of channels PIL has no mode for."""
-        channels = self.unet.config.in_channels if self.vae is None else self.vae.config.get("out_channels", 3)
-        if output_type == "pil" and channels not in (1, 2, 3, 4):
+        if output_type == "pil" and not self.has_pictures:
             raise ValueError(
-                f"PIL has no pictures of {channels} channels: take arrays by `output_type=\"np\"`, or tensors by `\"pt\"`."
+                f'PIL has no pictures of {self._channels} channels: take arrays by `output_type="np"`, or tensors by `"pt"`.'
             )
+
+    @property
+    def has_pictures(self) -> bool:
+        """Whether `output_type="pil"` has a mode for the images: grey, with alpha, in colours, or colours with alpha."""
+        return self._channels in (1, 2, 3, 4)
+
+    @property
+    def _channels(self) -> int:
+        return self.unet.config.in_channels if self.vae is None else self.vae.config.get("out_channels", 3)
 
     def _check_shape(self, name: str, tensor: Tensor) -> None:
         """Raise `ValueError` unless a tensor is `(B, C, H, W)` with the `(C, H, W)` of the model."""
