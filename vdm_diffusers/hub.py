@@ -55,7 +55,6 @@ pipe = VDMPipeline.from_pretrained({repository})
 images = pipe({asked}, num_inference_steps={num_inference_steps}{output_type}).images
 ```
 {classes}
-
 Other samplers of diffusers take its place:
 
 ```python
@@ -135,15 +134,11 @@ def _classes(vdm: VDM) -> str:
     if number is None:
         return ""
     if vdm.class_names is None:
-        return f"\n`class_labels` are integers, or one for all images: the classes are 0 to {number - 1}.\n"
-    lines = [
-        "",
-        "`class_labels` are names or integers, or one for all images. `pipe.labels` has all names; the classes are",
-        "",
-    ]
+        return f"\n`class_labels` are integers from 0 to {number - 1}, one an image or one for all.\n"
+    lines = ["", "`class_labels` are names or integers, one an image or one for all. The classes are", ""]
     listed = dict(list(_id2label(vdm).items())[:MAX_NAMES])
     lines += ["```json", _literal(listed, indent=2), "```", ""]
-    return "\n".join(lines + ([f"and {number - MAX_NAMES} more.", ""] if number > MAX_NAMES else []))
+    return "\n".join(lines + ([f"and {number - MAX_NAMES} more, which `pipe.labels` has.", ""] if number > MAX_NAMES else []))
 
 
 def _id2label(vdm: VDM) -> dict[int, str] | None:
