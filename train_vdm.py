@@ -46,9 +46,10 @@ from vdm_diffusers.model_building import build_vdm
 from vdm_diffusers.placement import check_placement, describe_placement
 from vdm_diffusers.planning import check_disk_space, describe_plan, needs_of
 from vdm_diffusers.resuming import compare_runs, describe_run
+from vdm_diffusers.sample_grids import draw_samples, save_samples
 from vdm_diffusers.stopping import TrainingStopped
 from vdm_diffusers.streaming import load_image_stream
-from vdm_diffusers.training import History, Trainer, draw_samples, save_samples
+from vdm_diffusers.training import History, Trainer
 from vdm_diffusers.training_config import DIGITS, TrainingConfig
 from vdm_diffusers.units import BITS_PER_DIM, Unit
 from vdm_diffusers.vdm import VDM
@@ -145,7 +146,7 @@ def finish(
     """Write the trained model, its pictures, what was measured, and its card; return the measurements."""
     folder = Path(config.output_dir)
     vdm.save_pretrained(folder)
-    save_samples(samples, folder / "samples.png")
+    save_samples(samples, vdm, folder / "samples.png")
     save_forward_process(vdm.scale(data.validation[0]["images"][None]), vdm.noise_schedule, folder / "forward_process.png")
     save_training_curve(history.training, history.validation, folder / "training_curve.png", vdm.unit)
     metrics = measurements(bound.record(), config.max_train_steps, len(data.validation), config.final_validation_repeats)

@@ -48,7 +48,7 @@ def test_digits_are_scikit_learn_s_split_in_two():
 
 def test_digits_have_labels_when_asked():
     data = load_images(label_column="label")
-    assert data.num_classes == 10
+    assert data.num_classes == 10 and data.class_names == list("0123456789")
     assert {data.train[i]["class_labels"] for i in range(200)} == set(range(10))
 
 
@@ -69,7 +69,15 @@ def test_the_only_column_of_pictures_is_found(tmp_path):
     pictures = [random_picture() for _ in range(3)]
     folder = write_parquet(tmp_path / "data", {"img": pictures, "label": [0, 1, 2]}, features)
     data = load_images(train_data_dir=folder, label_column="label")
-    assert data.shape == (1, 4, 6) and data.num_classes == 3
+    assert data.shape == (1, 4, 6) and data.num_classes == 3 and data.class_names is None
+
+
+def test_folders_name_their_classes(tmp_path):
+    for name in ("flower, wild", "dog", "日`|"):
+        write_folder(tmp_path / "data", {f"{split}/{name}": [random_picture()] * 2 for split in ("train", "test")})
+    data = load_images(train_data_dir=str(tmp_path / "data"), label_column="label")
+    assert data.class_names == ["dog", "flower, wild", "日`|"] and data.num_classes == 3
+    assert load_images(train_data_dir=str(tmp_path / "data")).class_names is None
 
 
 def test_parquet_of_arrays_with_five_channels(tmp_path):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,11 +17,15 @@ from conftest import TINY
 from huggingface_hub import ModelCard
 from loopback_hub import TOKEN
 from processes import Ranks, train_vdm_with
+from tiny_pipelines import vae
 
-from vdm_diffusers import VDM, VDMPipeline
+from vdm_diffusers import VDM, LearnedMonotoneSchedule, VDMPipeline, VDMUNet2DModel
+from vdm_diffusers.conditions import num_classes
+from vdm_diffusers.data import load_digits
 from vdm_diffusers.evaluate import main as evaluate
-from vdm_diffusers.hub import Uploads
+from vdm_diffusers.hub import Uploads, _classes, save_model_card
 from vdm_diffusers.training import Trainer
+from vdm_diffusers.training_config import TrainingConfig
 
 
 def run(script: str, *arguments: str, **environment: str) -> str:
@@ -81,9 +86,10 @@ def test_revisions_variants_and_precisions_load_by_name(hub, tmp_path):
         from vdm_diffusers import VDMPipeline, VDMScheduler, VDMUNet2DModel
 
         def push(value, **kwargs):
-            unet = VDMUNet2DModel(8, 1, block_channels=8, layers_per_side=1, norm_num_groups=4, fourier_powers=(2, 3))
+            settings = {"block_channels": 8, "layers_per_side": 1, "norm_num_groups": 4, "num_class_embeds": 3}
+            unet = VDMUNet2DModel(8, 1, fourier_powers=(2, 3), **settings)
             torch.nn.init.constant_(unet.conv_in.weight, value)
-            pipe = VDMPipeline(unet, VDMScheduler(gamma_min=-8.0), num_levels=17)
+            pipe = VDMPipeline(unet, VDMScheduler(gamma_min=-8.0), num_levels=17, id2label={0: "cat", 1: "unet"})
             pipe.save_pretrained(sys.argv[1], push_to_hub=True, repo_id="user/model", **kwargs)
 
         push(1.0)
@@ -93,6 +99,7 @@ def test_revisions_variants_and_precisions_load_by_name(hub, tmp_path):
 
         def weight(**kwargs):
             pipe = VDMPipeline.from_pretrained("user/model", use_safetensors=True, **kwargs)
+            assert pipe.labels == {"cat": 0, "unet": 1}
             assert pipe.dtype == (torch.bfloat16 if kwargs.keys() & {"dtype", "torch_dtype"} else torch.float32)
             return pipe.unet.conv_in.weight.mean().item()
 
@@ -186,13 +193,59 @@ def test_two_processes_push_once_and_the_card_says_what_was_measured(hub, tmp_pa
     assert f"{metrics['bits_per_dim']:.4f} ± {metrics['standard_error']:.4f}" in capsys.readouterr().out
 
 
-def test_the_python_blocks_of_a_card_run(train, tmp_path):
-    train(hub_model_id="user/digits")
+AWKWARD = ["cat", '`dog` "x" | <b>{a}', "花, flower", "a\nb: - c", "```\n---", "3"]
+
+
+def tiny_vdm(channels: int = 1, class_names: list[str] | None = None, num_class_embeds: int | None = None, **kwargs) -> VDM:
+    settings = {"block_channels": 8, "layers_per_side": 1, "norm_num_groups": 4, "fourier_powers": ()}
+    num_class_embeds = num_class_embeds or (class_names and len(class_names) + 1)
+    unet = VDMUNet2DModel(8, channels, num_class_embeds=num_class_embeds, **settings)
+    schedule = LearnedMonotoneSchedule(-8.0, 5.0, num_features=8)
+    return VDM(unet, schedule, **({"num_levels": 17} | kwargs), class_names=class_names)
+
+
+CARDS = {
+    "unconditional": ({}, "batch_size=16, "),
+    "two channels": ({"channels": 2}, "batch_size=16, "),
+    "five channels": ({"channels": 5}, 'output_type="np"'),
+    "sixteen bits": ({"num_levels": 65536}, "batch_size=16, "),
+    "classes": ({"num_class_embeds": 4}, "class_labels=[0, 1, 2]"),
+    "named classes": ({"class_names": ["dog", "flower"]}, 'class_labels=["dog", "flower"]'),
+    "awkward names": ({"class_names": AWKWARD, "channels": 13}, 'class_labels=["cat", '),
+    "names of several": ({"class_names": ["crane", "tench, fish", "crane", ""]}, 'class_labels=[0, "tench, fish", 2, '),
+    "latents": ({"channels": 4, "vae": vae()}, "batch_size=16, "),
+    "latents of classes": ({"channels": 4, "vae": vae(), "class_names": AWKWARD}, 'class_labels=["cat", '),
+}
+
+
+@pytest.mark.parametrize(("model", "call"), CARDS.values(), ids=CARDS)
+def test_what_a_card_shows_runs(tmp_path, monkeypatch, model, call):
+    """Every block of Python, in order, with fewer images and steps; the rest is still Markdown under YAML."""
+    monkeypatch.chdir(tmp_path)
+    vdm = tiny_vdm(**model)
+    config = TrainingConfig(output_dir=str(tmp_path / 'my "model"'), num_inference_steps=2)
+    data = replace(load_digits(), shape=(vdm.unet.config.in_channels, 8, 8), name="a|b <i>")
+    metrics = {"step": 1, "num_images": 2, "num_repeats": 1, vdm.unit.name: 3.0, "standard_error": 0.1}
+    folder = tmp_path / 'my "model"'
+    vdm.save_pretrained(folder)
+    save_model_card(folder, config, data, vdm, metrics | dict.fromkeys(("prior", "reconstruction", "diffusion"), 1.0))
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.library_name == "diffusers" and card.text.count("```") % 2 == 0 and "a\\|b \\<i\\>" in card.text
+    blocks = re.findall("^```python\n(.*?)^```$", card.text, re.DOTALL | re.MULTILINE)
+    assert len(blocks) == 2 and all(call in block for block in blocks)
     names = {}
-    for block in re.findall("```python\n(.*?)```", (tmp_path / "out" / "README.md").read_text(), re.DOTALL):
-        block = block.replace("batch_size=16", "batch_size=2").replace("user/digits", str(tmp_path / "out"))
-        exec(compile(block, "README.md", "exec"), names)
-    assert len(names["images"]) == 2
+    for block in blocks:
+        exec(compile(block.replace("batch_size=16", "batch_size=2").replace("steps=20", "steps=3"), "README.md", "exec"), names)
+        expected = min(num_classes(vdm.unet) or 2, 4)
+        assert len(names["images"]) == expected
+    if vdm.class_names is not None:
+        (listed,) = re.findall("^```json\n(.*?)^```$", card.text.split("## The noise")[0], re.DOTALL | re.MULTILINE)
+        assert list(json.loads(listed).values()) == vdm.class_names
+
+
+def test_a_card_lists_the_first_of_very_many_names(tmp_path):
+    vdm = tiny_vdm(class_names=[f"class {i}" for i in range(1000)])
+    assert "class 99" in _classes(vdm) and "class 100" not in _classes(vdm) and "and 900 more" in _classes(vdm)
 
 
 def test_uploads_go_on_while_training_does(hub, train, tmp_path, monkeypatch, capsys):

@@ -5,6 +5,7 @@ import shutil
 from dataclasses import asdict
 from types import SimpleNamespace
 
+import datasets
 import numpy as np
 import PIL.Image
 import pytest
@@ -13,6 +14,7 @@ import yaml
 
 import train_vdm
 from vdm_diffusers import VDM, VDMPipeline
+from vdm_diffusers.evaluate import main as evaluate
 from vdm_diffusers.training import Trainer
 from vdm_diffusers.training_config import DIGITS, TrainingConfig
 
@@ -127,6 +129,36 @@ def test_a_folder_of_colour_pictures_trains(train, tmp_path):
     pipe = VDMPipeline.from_pretrained(tmp_path / "out")
     assert pipe.config.num_levels == 256
     assert pipe(1, num_inference_steps=2, output_type="pt").images.shape == (1, 3, 6, 10)
+
+
+def test_five_channels_of_named_classes(train, tmp_path, monkeypatch):
+    """From data to pipeline, and on; but not with data that call class 0 what the model calls class 1."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    columns = {"image": list(np.random.randint(0, 9, (40, 6, 8, 5))), "label": [i % 2 for i in range(40)]}
+    for folder, names in {"data": ["dog", "flower"], "others": ["flower", "dog"]}.items():
+        label = datasets.ClassLabel(names=names)
+        features = datasets.Features({"image": datasets.Array3D((6, 8, 5), "uint8"), "label": label})
+        (tmp_path / folder).mkdir()
+        datasets.Dataset.from_dict(columns, features).to_parquet(tmp_path / folder / "train.parquet")
+    options = {"label_column": "label", "num_levels": 9, "checkpointing_steps": 1, "final_validation_repeats": 1}
+    train(train_data_dir=tmp_path / "data", max_train_steps=1, **options)
+    train(train_data_dir=tmp_path / "data", max_train_steps=2, resume_from_checkpoint="latest", **options)
+    for picture in ("samples", "forward_process", "samples/step-2"):
+        assert np.asarray(PIL.Image.open(tmp_path / "out" / f"{picture}.png")).std() > 0
+    pipe = VDMPipeline.from_pretrained(tmp_path / "out")
+    with pytest.raises(ValueError, match='PIL has no pictures of 5 channels: take arrays by `output_type="np"`'):
+        pipe(class_labels="dog", num_inference_steps=2)
+    assert pipe(class_labels=["flower"], num_inference_steps=2, output_type="np").images.shape == (1, 6, 8, 5)
+
+    others = {"train_data_dir": tmp_path / "others"} | options
+    message = "The class 0 is 'flower' in '.*others', but 'dog' in"
+    with pytest.raises(SystemExit, match=f"{message} the run that `--resume_from_checkpoint` goes on from"):
+        train("--allow_config_change", resume_from_checkpoint="latest", **others)
+    with pytest.raises(SystemExit, match=f"{message} `--pretrained_model_name_or_path`"):
+        train(pretrained_model_name_or_path=tmp_path / "out", output_dir=tmp_path / "on", **others)
+    flags = {"pretrained_model_name_or_path": tmp_path / "out", "data_dir": tmp_path / "others", "label_column": "label"}
+    with pytest.raises(SystemExit, match=f"{message} the model"):
+        evaluate([part for name, value in flags.items() for part in (f"--{name}", str(value))])
 
 
 def test_options_come_from_a_file_and_then_from_flags(tmp_path):

@@ -17,14 +17,12 @@ def check_denoiser(unet: nn.Module) -> None:
         )
 
 
-def num_embeddings(unet: nn.Module) -> int | None:
-    """Of classes, the null class included, as the denoiser's configuration says; `None` for none, or where it doesn't say."""
-    config = getattr(unet, "config", {})
+def num_classes(denoiser: nn.Module) -> int | None:
+    """How many classes a denoiser knows, `None` if it is unconditional; the label after the last of them means none."""
+    config = getattr(denoiser, "config", {})
     if config.get("num_class_embeds"):
-        return config["num_class_embeds"]
-    if config.get("num_embeds_ada_norm"):
-        return config["num_embeds_ada_norm"] + 1
-    return None
+        return config["num_class_embeds"] - 1
+    return config.get("num_embeds_ada_norm")
 
 
 def check_class_labels(class_labels: Tensor | None, batch_size: int, unet: nn.Module) -> None:
@@ -43,10 +41,10 @@ def check_class_labels(class_labels: Tensor | None, batch_size: int, unet: nn.Mo
             f"`class_labels` must be {batch_size} whole numbers, one an image, but are {class_labels.dtype} of shape"
             f" {tuple(class_labels.shape)}."
         )
-    known = num_embeddings(unet)
-    if known is not None and class_labels.device.type == "cpu" and not torch.compiler.is_compiling():
+    null = num_classes(unet)
+    if null is not None and class_labels.device.type == "cpu" and not torch.compiler.is_compiling():
         low, high = class_labels.aminmax()
-        if low < 0 or high >= known:
+        if low < 0 or high > null:
             raise ValueError(
-                f"`class_labels` run from {low} to {high}, but must be from 0 to {known - 1}, the last for no class."
+                f"`class_labels` run from {low} to {high}, but must be from 0 to {null}, the last for no class."
             )

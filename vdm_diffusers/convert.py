@@ -418,10 +418,10 @@ A [variational diffusion model](https://arxiv.org/abs/2107.00630), converted by 
 ```python
 from vdm_diffusers import VDM, VDMPipeline
 
-pipe = VDMPipeline.from_pretrained("{title}")
+pipe = VDMPipeline.from_pretrained({repository})
 images = pipe(batch_size=16, num_inference_steps=250).images
 
-vdm = VDM.from_pretrained("{title}", num_timesteps={num_timesteps})  # the bound, and further training
+vdm = VDM.from_pretrained({repository}, num_timesteps={num_timesteps})  # the bound, and further training
 ```
 """
 
@@ -430,6 +430,7 @@ def _save_card(folder: Path, vdm: VDM, name: str, config: OfficialConfig, weight
     gamma_0, gamma_1 = vdm.noise_schedule.chain(1).tolist()
     content = CARD.format(
         title=folder.name,
+        repository=json.dumps(folder.name, ensure_ascii=False),
         name=name,
         weights=f"`{WEIGHTS[weights]}`",
         step=step,

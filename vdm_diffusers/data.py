@@ -52,6 +52,7 @@ class ImageData:
         num_classes (`int`, *optional*): Number of classes.
         name (`str`): For messages and the model card.
         origin (`str`, *optional*): Of latents, which images they were encoded from and by what.
+        class_names (`list[str]`, *optional*): Names of the classes in the order of their labels, where the data have them.
     """
 
     train: Dataset | IterableDataset
@@ -61,6 +62,7 @@ class ImageData:
     num_classes: int | None
     name: str
     origin: str | None = None
+    class_names: list[str] | None = None
 
 
 def image_to_tensor(image: PIL.Image.Image | np.ndarray | list) -> Tensor:
@@ -95,6 +97,7 @@ def load_digits(label_column: str | None = None) -> ImageData:
         num_levels=17,
         num_classes=None if label_column is None else 10,
         name="digits",
+        class_names=None if label_column is None else [str(digit) for digit in digits.target_names],
     )
 
 
@@ -159,6 +162,7 @@ def load_images(
         num_levels=num_levels or levels,
         num_classes=None if label_column is None else _count_classes((train, validation), label_column),
         name=dataset_name or train_data_dir,
+        class_names=names_of_classes(train.features, label_column),
     )
     if data.num_levels < levels:
         check_levels(data.train, num_levels)
@@ -276,6 +280,11 @@ def check_levels(images: Dataset, num_levels: int) -> None:
                 f"`--num_levels` is {num_levels}, but image {index} has values from {values.min()} to {values.max()}:"
                 " images must be integers in [0, num_levels)."
             )
+
+
+def names_of_classes(features, label_column: str | None) -> list[str] | None:
+    """Those that a column of `ClassLabel`s has, as the column `label` of a folder does; `None` for plain integers."""
+    return None if label_column is None else getattr(features[label_column], "names", None)
 
 
 def _count_classes(datasets: tuple, label_column: str) -> int:

@@ -2,8 +2,12 @@
 
 import math
 import os
+from collections.abc import Mapping
 
+import numpy as np
 import PIL.Image
+import PIL.ImageDraw
+import PIL.ImageFont
 import PIL.ImageOps
 import torch
 from diffusers.utils import make_image_grid
@@ -17,12 +21,75 @@ from .units import BITS_PER_DIM, Unit
 Path = str | os.PathLike
 
 
+def to_picture(image: np.ndarray) -> PIL.Image.Image:
+    """An image `(H, W, C)` in [0, 1] as a picture, whatever its number of channels.
+
+    One channel is grey and three are colours. Four are colours and, beside them, a grey panel; of any other number each
+    channel is a grey panel, in reading order.
+    """
+    levels = (image * 255).round().clip(0, 255).astype(np.uint8)
+    channels = levels.shape[-1]
+    starts = {1: [0], 3: [0], 4: [0, 3]}.get(channels, list(range(channels)))
+    panels = [levels[..., start:end] for start, end in zip(starts, [*starts[1:], channels])]
+    pictures = [PIL.Image.fromarray(panel[..., 0] if panel.shape[-1] == 1 else panel) for panel in panels]
+    return pictures[0] if len(pictures) == 1 else _side_by_side(pictures)
+
+
+def _side_by_side(pictures: list[PIL.Image.Image]) -> PIL.Image.Image:
+    """Pictures in reading order as nearly a square, a grey pixel apart."""
+    columns = math.ceil(math.sqrt(len(pictures)))
+    rows = math.ceil(len(pictures) / columns)
+    width, height = (side + 1 for side in pictures[0].size)
+    mode = "L" if all(picture.mode == "L" for picture in pictures) else "RGB"
+    whole = PIL.Image.new(mode, (columns * width - 1, rows * height - 1), "gray")
+    for i, picture in enumerate(pictures):
+        whole.paste(picture.convert(mode), (i % columns * width, i // columns * height))
+    return whole
+
+
 def save_image_grid(images: list[PIL.Image.Image], path: Path, columns: int, min_size: int = 64) -> None:
     """Write images as a grid of that many columns, each enlarged by a whole factor to at least `min_size` pixels and framed."""
-    images = [PIL.ImageOps.expand(_enlarge(image, min_size), border=4, fill="gray") for image in images]
-    rows = math.ceil(len(images) / columns)
-    images += [PIL.Image.new(images[0].mode, images[0].size)] * (rows * columns - len(images))
-    make_image_grid(images, rows, columns).save(path)
+    _grid([_framed(image, min_size) for image in images], columns).save(path)
+
+
+def save_labelled_grid(blocks: Mapping[str, list[PIL.Image.Image]], path: Path, min_size: int = 64) -> None:
+    """Write images as [`save_image_grid`], block by block, each under its caption, as nearly a square as can be.
+
+    A block is a row of the grid, several rows if it has many images, or a part of one if it has few.
+    """
+    largest = max(len(images) for images in blocks.values())
+    side = math.ceil(math.sqrt(len(blocks) * largest))
+    columns = min(largest, side)
+    pictures = []
+    for caption, images in blocks.items():
+        framed = [_framed(image, min_size) for image in images]
+        framed += [PIL.Image.new(framed[0].mode, framed[0].size)] * (largest - len(framed))
+        pictures.append(_under(caption, _grid(framed, columns)))
+    _grid(pictures, side // columns).save(path)
+
+
+def _grid(pictures: list[PIL.Image.Image], columns: int) -> PIL.Image.Image:
+    rows = math.ceil(len(pictures) / columns)
+    empty = PIL.Image.new(pictures[0].mode, pictures[0].size)
+    return make_image_grid(pictures + [empty] * (rows * columns - len(pictures)), rows, columns)
+
+
+def _framed(image: PIL.Image.Image, min_size: int) -> PIL.Image.Image:
+    return PIL.ImageOps.expand(_enlarge(image, min_size), border=4, fill="gray")
+
+
+def _under(caption: str, picture: PIL.Image.Image, height: int = 18) -> PIL.Image.Image:
+    """A picture under a line of text, which is cut to its width."""
+    import matplotlib
+
+    font = PIL.ImageFont.truetype(os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), 12)
+    room, line = picture.width - 8, caption[:500]
+    while line and font.getlength(line) > room:
+        line = line.removesuffix("…")[:-1] + "…" if len(line) > 1 else ""
+    whole = PIL.Image.new("RGB", (picture.width, picture.height + height))
+    PIL.ImageDraw.Draw(whole).text((4, 2), line, font=font)
+    whole.paste(picture, (0, height))
+    return whole
 
 
 def _enlarge(image: PIL.Image.Image, min_size: int) -> PIL.Image.Image:
@@ -35,15 +102,13 @@ def save_forward_process(x: Tensor, schedule: NoiseSchedule, path: Path, num_tim
     """Write `z_t ~ q(z_t|x)` at equidistant times, one row an image and one noise a row: the forward process.
 
     Args:
-        x (`Tensor` of shape `(B, C, H, W)`): Data in (-1, 1), with 1, 3 or 4 channels; of others the first is shown.
+        x (`Tensor` of shape `(B, C, H, W)`): Data in (-1, 1), shown as by [`to_picture`].
     """
-    x = x if x.shape[1] in (1, 3, 4) else x[:, :1]
     eps = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed))
     times = torch.linspace(0, 1, num_times)
     z = torch.stack([gaussian.diffuse(x, eps, gamma) for gamma in schedule(times.to(schedule.device)).cpu()], dim=1)
-    levels = ((z.flatten(0, 1) + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
-    images = [PIL.Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image) for image in levels]
-    save_image_grid(images, path, columns=num_times)
+    images = ((z.flatten(0, 1) + 1) / 2).permute(0, 2, 3, 1).numpy()
+    save_image_grid([to_picture(image) for image in images], path, columns=num_times)
 
 
 def save_noise_schedule(records: list[dict], path: Path) -> None:

@@ -1,6 +1,7 @@
 """The Hub repository of a model in training: its card, made from what was measured, and its uploads."""
 
 import json
+import re
 import shlex
 import shutil
 from concurrent.futures import Future
@@ -11,6 +12,8 @@ from diffusers.utils.hub_utils import populate_model_card
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 
 from .checkpoints import ALL_NAMES
+from .class_names import labels_by_name
+from .conditions import num_classes
 from .data import ImageData
 from .resuming import FREE_OPTIONS
 from .training_config import TrainingConfig
@@ -21,6 +24,8 @@ from .vdm import VDM
 STAGING = ".upload"
 NOT_UPLOADED = [ALL_NAMES, f"{STAGING}/**"]
 TASK = "unconditional-image-generation"
+MAX_NAMES = 100
+"""Of classes, that a card lists."""
 
 CARD = """---
 {metadata}
@@ -47,20 +52,20 @@ The bound is an estimate by the moving average of the weights, ± its standard e
 ```python
 from vdm_diffusers import VDMPipeline
 
-pipe = VDMPipeline.from_pretrained("{repository}")
-images = pipe(batch_size=16, num_inference_steps={num_inference_steps}).images
+pipe = VDMPipeline.from_pretrained({repository})
+images = pipe({asked}, num_inference_steps={num_inference_steps}{output_type}).images
 ```
-
+{classes}
 Other samplers of diffusers take its place:
 
 ```python
 from diffusers import DPMSolverMultistepScheduler
 
 pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
-images = pipe(batch_size=16, num_inference_steps=20).images
+images = pipe({asked}, num_inference_steps=20{output_type}).images
 ```
 
-`VDM.from_pretrained("{repository}")` of vdm_diffusers is the model with its noise schedule, to train on.
+`VDM.from_pretrained({repository})` of vdm_diffusers is the model with its noise schedule, to train on.
 
 ## The noise schedule
 
@@ -91,8 +96,8 @@ def save_model_card(folder: Path, config: TrainingConfig, data: ImageData, vdm: 
     gamma_0, gamma_1 = vdm.noise_schedule.chain(1).tolist()
     content = CARD.format(
         metadata=_metadata(name, config, data, metrics, vdm.unit),
-        title=Path(name).name,
-        data=data.name,
+        title=_plain(Path(name).name),
+        data=_plain(data.name),
         channels=channels,
         height=height,
         width=width,
@@ -101,7 +106,10 @@ def save_model_card(folder: Path, config: TrainingConfig, data: ImageData, vdm: 
         progress="" if metrics["step"] == config.max_train_steps else f", after {metrics['step']} of its steps",
         figures=_figures(metrics, vdm.unit),
         source=_source(name, config, data, metrics, vdm.unit),
-        repository=name,
+        repository=_literal(name),
+        asked=_asked(vdm),
+        output_type="" if vdm.to_pipeline().has_pictures else ', output_type="np"',
+        classes=_classes(vdm),
         schedule=type(vdm.noise_schedule).__name__,
         gamma_0=gamma_0,
         gamma_1=gamma_1,
@@ -110,6 +118,43 @@ def save_model_card(folder: Path, config: TrainingConfig, data: ImageData, vdm: 
         **{key: getattr(config, key) for key in ("num_samples", "num_inference_steps", "seed")},
     )
     populate_model_card(ModelCard(content), ["variational-diffusion-model", TASK]).save(folder / "README.md")
+
+
+def _asked(vdm: VDM) -> str:
+    """What a call asks for: so many images, or one of each of the first classes, by name where it has one of its own."""
+    number = num_classes(vdm.unet)
+    if number is None:
+        return "batch_size=16"
+    named = {label: name for name, label in labels_by_name(_id2label(vdm)).items() if name == vdm.class_names[label]}
+    return f"class_labels={_literal([named.get(label, label) for label in range(min(number, 4))])}"
+
+
+def _classes(vdm: VDM) -> str:
+    """Which classes there are."""
+    number = num_classes(vdm.unet)
+    if number is None:
+        return ""
+    if vdm.class_names is None:
+        return f"\n`class_labels` are integers from 0 to {number - 1}, one an image or one for all.\n"
+    lines = ["", "`class_labels` are names or integers, one an image or one for all. The classes are", ""]
+    listed = dict(list(_id2label(vdm).items())[:MAX_NAMES])
+    lines += ["```json", _literal(listed, indent=2), "```", ""]
+    return "\n".join(lines + ([f"and {number - MAX_NAMES} more, which `pipe.labels` has.", ""] if number > MAX_NAMES else []))
+
+
+def _id2label(vdm: VDM) -> dict[int, str] | None:
+    return None if vdm.class_names is None else dict(enumerate(vdm.class_names))
+
+
+def _literal(value: object, indent: int | None = None) -> str:
+    """A value as JSON and Python both write it, whatever is in its strings, and for a block of Markdown."""
+    text = json.dumps(value, ensure_ascii=False, indent=indent)
+    return text.replace("`", r"\u0060").encode("utf-8", "backslashreplace").decode()
+
+
+def _plain(name: str) -> str:
+    """A name in one line of Markdown, nothing in which is markup."""
+    return re.sub(r"([\\`*<>|\[\]])", r"\\\1", " ".join(name.split()))
 
 
 def evaluation_command(model: str, config: TrainingConfig, data: ImageData, metrics: dict) -> list[str]:

@@ -7,6 +7,7 @@ from diffusers import ModelMixin
 
 from .augmentations import check_augmentation
 from .autoencoders import have_same_latents
+from .class_names import check_same_classes
 from .data import ImageData
 from .noise_schedules import NOISE_SCHEDULES, LearnedChainSchedule, NoiseSchedule
 from .training_config import TrainingConfig
@@ -59,6 +60,8 @@ def pretrained_vdm(config: TrainingConfig, data: ImageData, vae: ModelMixin | No
             f"`--pretrained_model_name_or_path` has {embeddings or 'no'} class embeddings, but {needed or 'none'} are needed,"
             " one more than there are classes: see `--label_column`."
         )
+    check_same_classes(data.class_names, vdm.class_names, repr(data.name), "`--pretrained_model_name_or_path`")
+    vdm.class_names = vdm.class_names or data.class_names
     return vdm
 
 
@@ -108,6 +111,7 @@ def new_vdm(config: TrainingConfig, data: ImageData, vae: ModelMixin | None) -> 
         config.num_timesteps,
         weighting=config.weighting,
         vae=vae,
+        class_names=data.class_names,
     )
 
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from . import gaussian, scheduler_checks
 from .arguments import Within, check_argument, checked
 from .autoencoders import decode
-from .conditions import check_denoiser, num_embeddings
+from .class_names import Labels, check_class_names, find_label, labels_by_name
+from .conditions import check_denoiser, num_classes
 from .data import image_format, image_to_tensor
 from .finiteness import Trace, check_images
 from .ode_likelihood import log_likelihood
@@ -56,6 +57,11 @@ class VDMPipeline(DiffusionPipeline):
         trained_for (`dict`, *optional*):
             What the denoiser estimates at which noise levels, by [`~scheduler_checks.trained_for`]. Defaults to what the
             scheduler says. It is saved with the pipeline, and schedulers that were not made for the model are refused by it.
+        id2label (`dict[int, str]`, *optional*): Names of the classes of a class-conditional denoiser by their labels.
+
+    Attributes:
+        labels (`dict[str, int]`): The label of every name of a class. A name such as `"tench, Tinca tinca"` also counts by the
+            parts that commas separate. Names that several classes have are left out.
 
     Raises:
         `TypeError` and `ValueError`: for components of another kind, as a denoiser that needs more than a timestep and a class.
@@ -74,13 +80,18 @@ class VDMPipeline(DiffusionPipeline):
         scheduler: SchedulerMixin,
         vae: nn.Module | None = None,
         num_levels: Annotated[int, Within(2, 2**24)] | None = 256,
+        id2label: dict[int, str] | None = None,
         trained_for: dict | None = None,
     ):
         super().__init__()
         check_denoiser(unet)
         check_description(trained_for)
+        id2label = check_class_names(id2label, num_classes(unet))
         self.register_modules(unet=unet, scheduler=scheduler, vae=vae)
-        self.register_to_config(num_levels=num_levels, trained_for=trained_for or scheduler_checks.trained_for(scheduler))
+        self.register_to_config(
+            num_levels=num_levels, id2label=id2label, trained_for=trained_for or scheduler_checks.trained_for(scheduler)
+        )
+        self.labels = labels_by_name(id2label)
 
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs) -> "VDMPipeline":
@@ -88,11 +99,15 @@ class VDMPipeline(DiffusionPipeline):
         components = {name: pipeline.components.get(name) for name in ("unet", "scheduler", "vae")}
         return super().from_pipe(pipeline, **({key: value for key, value in components.items() if value is not None} | kwargs))
 
+    def get_label_ids(self, label: str | list[str]) -> list[int]:
+        """The labels of classes by their names, as in [`DiTPipeline`]; `ValueError` for names that are none's or several's."""
+        return [find_label(name, self.labels) for name in ([label] if isinstance(label, str) else label)]
+
     @torch.no_grad()
     def __call__(
         self,
         batch_size: int | None = None,
-        class_labels: list[int] | Tensor | None = None,
+        class_labels: Labels | None = None,
         guidance_scale: float = 1.0,
         num_inference_steps: int = 250,
         timesteps: Sequence[float] | Tensor | None = None,
@@ -110,8 +125,9 @@ class VDMPipeline(DiffusionPipeline):
         Args:
             batch_size (`int`, *optional*):
                 The number of images to generate. Defaults to the number of `class_labels` or `latents`, or to 1.
-            class_labels (`list[int]` or `torch.Tensor`, *optional*):
-                One label an image, if the denoiser is class-conditional.
+            class_labels (`list[int | str]`, `torch.Tensor`, `int` or `str`, *optional*):
+                One label an image, or one for all of them, if the denoiser is class-conditional: an integer, or the name of
+                a class. A string is always a name, `"3"` that of the class called so.
             guidance_scale (`float`, *optional*, defaults to 1.0):
                 Scale of classifier-free guidance, enabled when it differs from 1: the denoiser's output for the null class, its
                 last, plus this multiple of the difference that the label makes.
@@ -155,6 +171,7 @@ class VDMPipeline(DiffusionPipeline):
         for name, value in given.items():
             check_argument(name, value, NUMBERS[name])
         _check_output_type(output_type, (*OUTPUT_TYPES, "latent"))
+        self._check_pictures(output_type)
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
         if callback_on_step_end is not None and not callable(callback_on_step_end):
@@ -170,7 +187,7 @@ class VDMPipeline(DiffusionPipeline):
                 f"`guidance_scale` is {guidance_scale}, which needs `class_labels` and a class-conditional denoiser."
             )
         device = self._execution_device
-        class_labels = self._labels(class_labels)
+        class_labels = self._labels(class_labels, batch_size or (1 if latents is None else len(latents)))
         batch_size = self._resolve_batch_size(batch_size, class_labels, latents)
         # before the latents: some schedulers scale them by the first noise level
         self._set_timesteps(num_inference_steps, timesteps, device)
@@ -202,7 +219,7 @@ class VDMPipeline(DiffusionPipeline):
     def log_likelihood(
         self,
         images: Images,
-        class_labels: list[int] | Tensor | None = None,
+        class_labels: Labels | None = None,
         dequantization: str = "decoder",
         num_importance_samples: int = 1,
         trace: str = "rademacher",
@@ -219,7 +236,7 @@ class VDMPipeline(DiffusionPipeline):
             images (`list[PIL.Image.Image]`, `np.ndarray` or `torch.Tensor`):
                 PIL images, shown levels as `__call__` returns them: `v` at `255 v / (num_levels - 1)`. Or integers in
                 `[0, num_levels)`: an array `(B, H, W, C)` or a tensor `(B, C, H, W)`.
-            class_labels (`list[int]` or `torch.Tensor`, *optional*): One an image, if the denoiser is class-conditional.
+            class_labels (*optional*): As `__call__` takes them, if the denoiser is class-conditional.
             dequantization (`str`, *optional*, defaults to `"decoder"`): Or `"truncated_normal"`, `"uniform"`.
             num_importance_samples (`int`, *optional*, defaults to 1): More of them tighten the bound.
             trace (`str`, *optional*, defaults to `"rademacher"`): Or `"gaussian"` or, for small images, `"exact"`.
@@ -232,14 +249,15 @@ class VDMPipeline(DiffusionPipeline):
         Raises:
             `TypeError` and `ValueError`: for images that are not integers, do not fit `num_levels` or have another shape.
         """
-        vdm, levels, class_labels = self._vdm(), self._levels(images), self._labels(class_labels)
+        vdm, levels = self._vdm(), self._levels(images)
+        class_labels = self._labels(class_labels, len(levels))
         _check_generators(generator, len(levels))
         options = (dequantization, num_importance_samples, trace, tolerance, generator)
         nats = log_likelihood(vdm, levels, class_labels, *options).nats
         self.maybe_free_model_hooks()
         return nats
 
-    def encode(self, images: Images, class_labels: list[int] | Tensor | None = None, tolerance: float = 1e-5) -> Tensor:
+    def encode(self, images: Images, class_labels: Labels | None = None, tolerance: float = 1e-5) -> Tensor:
         """Images, as [`~VDMPipeline.log_likelihood`] takes them, to latents `z_1` `(B, C, H, W)` in float32, by the ODE.
 
         `decode` is its inverse. So is sampling from `latents` with `eta=0`, in the limit of many steps.
@@ -247,24 +265,27 @@ class VDMPipeline(DiffusionPipeline):
         vdm = self._vdm()
         x = vdm.scale(self._levels(images))
         gamma_0, gamma_1 = vdm.noise_schedule.end_points()
-        flow = integrate(vdm, gaussian.alpha(gamma_0) * x, gamma_0, gamma_1, self._labels(class_labels), tolerance=tolerance)
+        class_labels = self._labels(class_labels, len(x))
+        flow = integrate(vdm, gaussian.alpha(gamma_0) * x, gamma_0, gamma_1, class_labels, tolerance=tolerance)
         self.maybe_free_model_hooks()
         return flow.z.float()
 
     def decode(
         self,
         latents: Tensor,
-        class_labels: list[int] | Tensor | None = None,
+        class_labels: Labels | None = None,
         tolerance: float = 1e-5,
         output_type: str = "pil",
     ) -> list[PIL.Image.Image] | np.ndarray | Tensor:
         """Latents `z_1` `(B, C, H, W)` to images by the ODE; `output_type` is `"pil"`, `"np"` or `"pt"` as in `__call__`."""
         _check_output_type(output_type, OUTPUT_TYPES)
+        self._check_pictures(output_type)
         self._check_shape("latents", latents)
         vdm = self._vdm()
         gamma_0, gamma_1 = vdm.noise_schedule.end_points()
         latents = latents.to(self._execution_device)
-        flow = integrate(vdm, latents, gamma_1, gamma_0, self._labels(class_labels), tolerance=tolerance)
+        class_labels = self._labels(class_labels, len(latents))
+        flow = integrate(vdm, latents, gamma_1, gamma_0, class_labels, tolerance=tolerance)
         self.maybe_free_model_hooks()
         return self._show((flow.z / gaussian.alpha(gamma_0)).float(), output_type)
 
@@ -276,11 +297,15 @@ class VDMPipeline(DiffusionPipeline):
             module.to(self._execution_device)
         return vdm
 
-    def _labels(self, class_labels: list[int] | Tensor | None) -> Tensor | None:
-        """The labels on the device; `ValueError` for those that the denoiser doesn't know."""
+    def _labels(self, class_labels: Labels | None, number: int) -> Tensor | None:
+        """The labels of so many images on the device; `ValueError` for those that the denoiser doesn't know."""
         if class_labels is None:
             return None
-        labels, null = _whole_numbers(class_labels).to(self._execution_device), self._null_class()
+        null = self._null_class()
+        if not isinstance(class_labels, Tensor):
+            alone = isinstance(class_labels, str) or not hasattr(class_labels, "__len__")
+            class_labels = [find_label(label, self.labels) for label in ([class_labels] * number if alone else class_labels)]
+        labels = _whole_numbers(class_labels).to(self._execution_device)
         if ((labels < 0) | (labels > null)).any():
             raise ValueError(f"`class_labels` are {labels.tolist()}, but must be from 0 to {null}, the last for no class.")
         return labels
@@ -300,6 +325,21 @@ class VDMPipeline(DiffusionPipeline):
             images = torch.from_numpy(images.astype(np.int64)).permute(0, 3, 1, 2)
         self._check_shape("images", images)
         return images.to(self._execution_device)
+
+    def _check_pictures(self, output_type: str) -> None:
+        if output_type == "pil" and not self.has_pictures:
+            raise ValueError(
+                f'PIL has no pictures of {self._channels} channels: take arrays by `output_type="np"`, or tensors by `"pt"`.'
+            )
+
+    @property
+    def has_pictures(self) -> bool:
+        """Whether `output_type="pil"` has a mode for the images: grey, with alpha, in colours, or colours with alpha."""
+        return self._channels in (1, 2, 3, 4)
+
+    @property
+    def _channels(self) -> int:
+        return self.unet.config.in_channels if self.vae is None else self.vae.config.get("out_channels", 3)
 
     def _check_shape(self, name: str, tensor: Tensor) -> None:
         """Raise an error unless it is a tensor `(B, C, H, W)` with the `(C, H, W)` of the model."""
@@ -408,10 +448,10 @@ class VDMPipeline(DiffusionPipeline):
 
     def _null_class(self) -> int:
         """The label that means none: the last embedding of the denoiser."""
-        known = num_embeddings(self.unet)
-        if known is None:
+        number = num_classes(self.unet)
+        if number is None:
             raise ValueError("`class_labels` were given, but this denoiser is unconditional: leave them out.")
-        return known - 1
+        return number
 
     def _decode(self, latents: Tensor, output_type: str):
         """The images of `z_0`. A stock scheduler ends in `x`, where `alpha_0 = 1`."""

@@ -3,6 +3,7 @@
 from diffusers import DiffusionPipeline
 from diffusers.models.modeling_utils import ModelMixin
 
+from .class_names import check_same_classes, in_order
 from .data import ImageData
 from .scheduler_checks import check_scheduler
 from .scheduling_vdm import VDMScheduler
@@ -62,3 +63,5 @@ def _check_classes(pipeline: DiffusionPipeline, data: ImageData) -> None:
     num_classes = num_embeds - 1 if is_vdm else num_embeds  # the last of a VDM's means none of them
     if data.num_classes != num_classes:
         raise ValueError(f"The images of {data.name!r} have {data.num_classes} classes, but the model has {num_classes}.")
+    names = in_order(pipeline.config.get("id2label"), num_classes)
+    check_same_classes(data.class_names, names, repr(data.name), "the model")

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
+from .class_names import check_same_classes
 from .data import ImageData
 from .training_config import TrainingConfig
 
@@ -32,7 +33,7 @@ UNBENDING_SCHEDULERS = ("constant", "constant_with_warmup")
 def describe_run(config: TrainingConfig, data: ImageData, num_processes: int, placement: str = WHOLE) -> dict:
     """What the manifest of a checkpoint says of the run."""
     options = {name: value for name, value in asdict(config).items() if name != "hub_token"}
-    data = {"name": data.name, "fingerprint": fingerprint(data)}
+    data = {"name": data.name, "fingerprint": fingerprint(data), "class_names": data.class_names}
     return {"data": data, "num_processes": num_processes, "placement": placement, "options": options}
 
 
@@ -64,6 +65,8 @@ def compare_runs(then: dict, now: dict, allow_config_change: bool) -> list[str]:
             f" {now['data']['name']!r}: name that data set, or train the finished model on by"
             " `--pretrained_model_name_or_path`."
         )
+    names = (run["data"].get("class_names") for run in (now, then))
+    check_same_classes(*names, repr(now["data"]["name"]), "the run that `--resume_from_checkpoint` goes on from")
     return ([f"Options have changed: {differences}."] if differences else []) + _redrawn(then, now)
 
 

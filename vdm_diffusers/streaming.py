@@ -23,6 +23,7 @@ from .data import (
     image_format,
     image_to_tensor,
     load_splits,
+    names_of_classes,
 )
 
 
@@ -198,4 +199,5 @@ def load_image_stream(
         num_levels=num_levels or levels,
         num_classes=None if label_column is None else features[label_column].num_classes,
         name=dataset_name or train_data_dir,
+        class_names=names_of_classes(features, label_column),
     )

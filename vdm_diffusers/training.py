@@ -1,6 +1,5 @@
 """What a training run does: trains a model, looks at it from time to time, and survives what happens to it."""
 
-import math
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,7 +9,7 @@ from pathlib import Path
 import PIL.Image
 import torch
 from accelerate import Accelerator, PartialState, skip_first_batches
-from accelerate.utils import gather_object, set_seed
+from accelerate.utils import set_seed
 from diffusers.optimization import get_scheduler
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
@@ -19,7 +18,7 @@ from tqdm.auto import tqdm
 from .augmentations import AUGMENTATIONS
 from .checkpoints import CheckpointError, latest_checkpoint, read_manifest, save_checkpoint
 from .data import ImageData
-from .figures import save_image_grid, save_noise_schedule
+from .figures import save_noise_schedule
 from .health import check_schedule, drifted_end_points, first_not_finite
 from .likelihood import VariationalBound, variational_bound
 from .optimizers import build_optimizer
@@ -27,6 +26,7 @@ from .placement import describe_placement, placement_of
 from .planning import steps_an_epoch
 from .randomness import counted_generator
 from .resuming import describe_run
+from .sample_grids import draw_samples, save_samples
 from .stopping import StopSignals, TrainingStopped
 from .streaming import ImageStream, StreamLoader
 from .training_config import TrainingConfig
@@ -273,7 +273,7 @@ class Trainer:
             save_noise_schedule(self.history.schedules, self.output_dir / "noise_schedule.png")
             if samples:
                 (self.output_dir / "samples").mkdir(exist_ok=True)
-                save_samples(samples, self.output_dir / "samples" / f"step-{step}.png")
+                save_samples(samples, vdm, self.output_dir / "samples" / f"step-{step}.png")
             publish = self.publish if 0 < step < self.config.max_train_steps else None
             if publish is not None and (warning := publish(vdm, self.history)):
                 self._warn(warning)
@@ -354,29 +354,3 @@ def _moments(loss: VDMLoss) -> Tensor:
     """The batch's means of the prior, reconstruction and diffusion terms and of the last one's square, `(4,)`, in its unit."""
     terms = torch.stack([loss.prior, loss.reconstruction, loss.diffusion]).detach() / loss.nats_in_unit
     return torch.cat([terms, terms[2:] ** 2]).mean(1)
-
-
-def draw_samples(accelerator: Accelerator, vdm: VDM, config: TrainingConfig) -> list[PIL.Image.Image]:
-    """`num_samples` images, of every class in turn if there are classes, drawn by all processes, for all of them.
-
-    Image i is drawn from the seed `seed + i`, whatever the number of processes.
-    """
-    pipeline = vdm.to_pipeline()
-    pipeline.set_progress_bar_config(disable=True)
-    num_classes = vdm.unet.config.get("num_class_embeds")
-    mine = range(config.num_samples)[accelerator.process_index :: accelerator.num_processes]
-    images = []
-    if mine:
-        images = pipeline(
-            len(mine),
-            class_labels=None if num_classes is None else [i % (num_classes - 1) for i in mine],
-            num_inference_steps=config.num_inference_steps,
-            generator=[torch.Generator().manual_seed(config.seed + i) for i in mine],
-        ).images
-    drawn = dict(gather_object(list(zip(mine, images))))
-    return [drawn[i] for i in range(config.num_samples)]
-
-
-def save_samples(images: list[PIL.Image.Image], path: Path) -> None:
-    """Write them as a square grid."""
-    save_image_grid(images, path, columns=math.ceil(math.sqrt(len(images))))

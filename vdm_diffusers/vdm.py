@@ -3,7 +3,7 @@
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from . import gaussian
 from .arguments import Within, checked
 from .autoencoders import encode, scale_to_unit
-from .conditions import check_class_labels, check_denoiser
+from .class_names import in_order
+from .conditions import check_class_labels, check_denoiser, num_classes
 from .loading import loading
 from .noise_schedules import NoiseSchedule, TableSchedule
 from .precision import compute_dtype
@@ -97,11 +98,14 @@ class VDM(nn.Module):
             fixes the end points of a learned schedule, since it says nothing about them.
         vae ([`~diffusers.AutoencoderKL`], [`~diffusers.VQModel`], ..., *optional*): Makes this a model of its latents. It is
             neither trained nor part of the state of this module, but of the pipeline.
+        class_names (`list[str]`, *optional*): What the classes of a class-conditional denoiser are called, in the order of
+            their labels, the null class left out. They are saved with the pipeline.
 
     Raises:
         `TypeError`: for arguments of another type.
-        `ValueError`: for an unknown `prediction_type` or `weighting`, `num_levels < 2` or `num_timesteps < 1`, and for a
-            weighting in discrete time or with a learned schedule that has no end points of its own.
+        `ValueError`: for an unknown `prediction_type` or `weighting`, `num_levels < 2` or `num_timesteps < 1`, for a
+            weighting in discrete time or with a learned schedule that has no end points of its own, and for another number of
+            `class_names` than there are classes.
     """
 
     @checked
@@ -115,11 +119,17 @@ class VDM(nn.Module):
         timestep_map: TimestepMap | None = None,
         weighting: str = "elbo",
         vae: ModelMixin | None = None,
+        class_names: Sequence[str] | None = None,
     ):
         super().__init__()
         check_denoiser(unet)
         gaussian.check_prediction_type(prediction_type)
         check_weighting(weighting)
+        if class_names is not None and len(class_names) != num_classes(unet):
+            raise ValueError(
+                f"`class_names` are {len(class_names)}, but the denoiser has {num_classes(unet) or 'no'} classes: give one name"
+                " for each, none for the null class."
+            )
         self.unet = unet
         self.noise_schedule = noise_schedule
         self.prediction_type = prediction_type
@@ -128,6 +138,7 @@ class VDM(nn.Module):
         self.timestep_map = timestep_map or AffineTimesteps(noise_schedule.gamma_min, noise_schedule.gamma_max)
         self._num_reads = 0
         self.weighting = weighting
+        self.class_names = None if class_names is None else list(class_names)
         self.__dict__["vae"] = vae  # not registered: a frozen model belongs neither to the parameters nor to checkpoints
         if weighting != "elbo":
             self._fix_end_points()
@@ -359,7 +370,8 @@ class VDM(nn.Module):
         """A pipeline that shares the denoiser and has the present state of the noise schedule."""
         from .pipeline_vdm import VDMPipeline
 
-        return VDMPipeline(self.unet, self.to_scheduler(), self.vae, num_levels=self.num_levels)
+        id2label = None if self.class_names is None else dict(enumerate(self.class_names))
+        return VDMPipeline(self.unet, self.to_scheduler(), self.vae, num_levels=self.num_levels, id2label=id2label)
 
     @classmethod
     def from_pipeline(
@@ -396,6 +408,7 @@ class VDM(nn.Module):
             timestep_map=scheduler.timestep_map,
             weighting=weighting,
             vae=getattr(pipeline, "vae", None),
+            class_names=in_order(pipeline.config.get("id2label"), num_classes(pipeline.unet)),
         )
 
     def save_pretrained(self, save_directory: str | os.PathLike) -> None:
