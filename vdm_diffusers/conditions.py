@@ -45,6 +45,4 @@ def check_class_labels(class_labels: Tensor | None, batch_size: int, unet: nn.Mo
     if null is not None and class_labels.device.type == "cpu" and not torch.compiler.is_compiling():
         low, high = class_labels.aminmax()
         if low < 0 or high > null:
-            raise ValueError(
-                f"`class_labels` run from {low} to {high}, but must be from 0 to {null}, the last for no class."
-            )
+            raise ValueError(f"`class_labels` run from {low} to {high}, but must be from 0 to {null}, the last for no class.")
