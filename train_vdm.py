@@ -7,13 +7,14 @@
 `--help` lists every option; docs/training.md explains them.
 """
 
+import argparse
 import json
 import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -46,6 +47,7 @@ from vdm_diffusers.model_building import build_vdm
 from vdm_diffusers.placement import check_placement, describe_placement
 from vdm_diffusers.planning import check_disk_space, describe_plan, needs_of
 from vdm_diffusers.resuming import compare_runs, describe_run
+from vdm_diffusers.secrecy import forget_arguments, guarded_output, redacted
 from vdm_diffusers.stopping import TrainingStopped
 from vdm_diffusers.streaming import load_image_stream
 from vdm_diffusers.training import History, Trainer, draw_samples, save_samples
@@ -58,9 +60,16 @@ CONFIG_NAME = "training_config.json"
 
 
 def main() -> None:
+    with guarded_output():
+        run()
+
+
+def run() -> None:
+    """Train a model by the options of the command line."""
     seconds: dict[str, float] = {}
     with exit_with_message(ValueError), timed(seconds, "preparation"):
         config = parse_options(sys.argv[1:])
+        forget_arguments()
         check_packages(config)
         accelerator = build_accelerator(config)
         config.mixed_precision = accelerator.mixed_precision
@@ -94,7 +103,7 @@ def main() -> None:
 
     accelerator.init_trackers(
         "train_vdm",
-        {key: value for key, value in asdict(config).items() if is_plain(value)},
+        {key: value for key, value in config.public().items() if is_plain(value)},
         {"tensorboard": {"purge_step": trainer.history.step + 1}},
     )
     silent = not accelerator.is_main_process  # for all processes see these errors
@@ -124,7 +133,7 @@ def main() -> None:
         metrics = finish(config, data, vdm, trainer.history, samples, bound, seconds)
     except OSError as error:
         raise SystemExit(
-            f"train_vdm.py: The model is trained, but {config.output_dir!r} lacks something: {error}. Make room, and finish it"
+            f"train_vdm.py: The model is trained, but {config.output_dir!r} lacks something: {redacted(str(error))}. Make room, and finish it"
             " by `--resume_from_checkpoint latest`."
         ) from error
     report(config, data, metrics, vdm.unit)
@@ -191,9 +200,16 @@ def upload_in_background(uploads: Uploads, config: TrainingConfig, data: ImageDa
     return None if failure is None else f"the last upload failed: {failure} This one takes it up."
 
 
+class OptionParser(HfArgumentParser):
+    """Which knows options by their fields, and nothing of secrets."""
+
+    def add_argument(self, *args, secret: bool = False, **kwargs) -> argparse.Action:
+        return super().add_argument(*args, **kwargs)
+
+
 def parse_options(arguments: list[str]) -> TrainingConfig:
     """Options from a file, if the first argument is one, then from flags; without a data set, those of the digits."""
-    parser = HfArgumentParser(TrainingConfig, description=__doc__.splitlines()[0])
+    parser = OptionParser(TrainingConfig, description=__doc__.splitlines()[0])
     if arguments and not arguments[0].startswith("-"):
         options = read_options(Path(arguments[0]))
         if options.get("fourier_powers") == []:  # a flag can't say so
@@ -322,8 +338,7 @@ def prepare_output_dir(config: TrainingConfig, checkpoint: Path | None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if checkpoint is not None:
             clear_the_way(folder, checkpoint)
-        options = {key: value for key, value in asdict(config).items() if key != "hub_token"}
-        (folder / CONFIG_NAME).write_text(json.dumps(options, indent=2) + "\n")
+        (folder / CONFIG_NAME).write_text(json.dumps(config.public(), indent=2) + "\n")
     except OSError as error:
         raise unwritable(config, error) from error
 
@@ -375,7 +390,7 @@ def exit_with_message(*error_types: type[Exception], silent: bool = False) -> It
     try:
         yield
     except error_types as error:
-        raise SystemExit(1 if silent else f"train_vdm.py: {error}") from error
+        raise SystemExit(1 if silent else f"train_vdm.py: {redacted(str(error))}") from error
 
 
 @contextmanager

@@ -24,6 +24,7 @@ LAYERS = (
         "data",
         "flax_state",
         "checkpoints",
+        "secrecy",
         "stopping",
         "randomness",
         "feature_distances",

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import asdict
 
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
@@ -15,7 +14,7 @@ FREE_OPTIONS = {
     "cache_dir", "dataloader_num_workers", "output_dir", "overwrite_output_dir", "resume_from_checkpoint",
     "allow_config_change", "dry_run", "checkpointing_steps", "checkpoints_total_limit", "logging_steps", "validation_steps",
     "validation_repeats", "max_validation_images", "final_validation_repeats", "num_samples", "num_inference_steps",
-    "report_to", "push_to_hub", "hub_model_id", "hub_private_repo", "hub_token", "hub_strategy", "hub_license",
+    "report_to", "push_to_hub", "hub_model_id", "hub_private_repo", "hub_strategy", "hub_license",
 }  # fmt: skip
 """Options that leave the weights as they are: a resumed run may have others."""
 
@@ -31,9 +30,8 @@ UNBENDING_SCHEDULERS = ("constant", "constant_with_warmup")
 
 def describe_run(config: TrainingConfig, data: ImageData, num_processes: int, placement: str = WHOLE) -> dict:
     """What the manifest of a checkpoint says of the run."""
-    options = {name: value for name, value in asdict(config).items() if name != "hub_token"}
     data = {"name": data.name, "fingerprint": fingerprint(data)}
-    return {"data": data, "num_processes": num_processes, "placement": placement, "options": options}
+    return {"data": data, "num_processes": num_processes, "placement": placement, "options": config.public()}
 
 
 def compare_runs(then: dict, now: dict, allow_config_change: bool) -> list[str]:

@@ -27,6 +27,7 @@ from .placement import describe_placement, placement_of
 from .planning import steps_an_epoch
 from .randomness import counted_generator
 from .resuming import describe_run
+from .secrecy import redacted
 from .stopping import StopSignals, TrainingStopped
 from .streaming import ImageStream, StreamLoader
 from .training_config import TrainingConfig
@@ -336,7 +337,7 @@ class Trainer:
 
     def _write(self, sentence: str) -> None:
         if self.accelerator.is_main_process:
-            self.progress.write(f"step {self.history.step}: {sentence}")
+            self.progress.write(redacted(f"step {self.history.step}: {sentence}"))
 
     def _warn(self, sentence: str) -> None:
         self._write(f"warning: {sentence}")
