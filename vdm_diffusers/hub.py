@@ -14,6 +14,7 @@ from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 from .checkpoints import ALL_NAMES
 from .data import ImageData
 from .resuming import FREE_OPTIONS
+from .run_lock import LOCKS
 from .secrecy import files_with_secrets, reason
 from .training_config import TrainingConfig
 from .units import BITS_PER_DIM, Unit
@@ -21,7 +22,7 @@ from .vdm import VDM
 
 
 STAGING = ".upload"
-NOT_UPLOADED = [ALL_NAMES, f"{STAGING}/**"]
+NOT_UPLOADED = [ALL_NAMES, f"{STAGING}/**", f"{LOCKS}/**"]
 TASK = "unconditional-image-generation"
 
 CARD = """---
@@ -212,7 +213,7 @@ class Uploads:
         if self.under_way is not None and not self.under_way.done():
             return None
         shutil.rmtree(self.staging, ignore_errors=True)
-        return shutil.copytree(self.folder, self.staging, ignore=shutil.ignore_patterns("*checkpoint-*", STAGING))
+        return shutil.copytree(self.folder, self.staging, ignore=shutil.ignore_patterns("*checkpoint-*", STAGING, LOCKS))
 
     def start(self, step: int) -> None:
         """Upload what has been staged, in the background."""

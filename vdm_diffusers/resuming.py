@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 from .data import ImageData
-from .training_config import TrainingConfig
+from .training_config import TrainingConfig, misfitting_options
 
 
 FREE_OPTIONS = {
@@ -40,6 +40,12 @@ def compare_runs(then: dict, now: dict, allow_config_change: bool) -> list[str]:
     Raises `ValueError` for another data set, for a model that was whole and is sharded or the reverse, for another number of
     processes by DeepSpeed, and for options that the weights depend on unless `allow_config_change`.
     """
+    if misfits := misfitting_options(then["options"]):
+        raise ValueError(
+            f"`--resume_from_checkpoint` goes on from a run of another version of this program, or of none: here are no options"
+            f" {', '.join(f'--{name} {value!r}' for name, value in misfits.items())}. Train the finished model on by"
+            " `--pretrained_model_name_or_path`."
+        )
     if then.get("placement", WHOLE) != now["placement"]:
         raise ValueError(
             f"`--resume_from_checkpoint` goes on from a run whose model was {then.get('placement', WHOLE)}, but here it is"

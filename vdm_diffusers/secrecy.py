@@ -34,8 +34,8 @@ def check_secret(name: str, value: str) -> None:
     """`ValueError`, without the value, unless it can be sent as a token."""
     if not value or not all("!" <= character <= "~" for character in value):
         raise ValueError(
-            f"`--{name}` is no token: it must have letters, digits and signs of ASCII alone, but is empty or has a space, a line"
-            " break or another character. Copy it again from https://huggingface.co/settings/tokens."
+            f"`--{name}` is no token: it must have letters, digits and signs of ASCII alone, but is empty or has a space, a"
+            " line break or another character. Copy it again from https://huggingface.co/settings/tokens."
         )
 
 
@@ -59,7 +59,7 @@ def files_with_secrets(folder: Path) -> list[Path]:
 
 @contextmanager
 def guarded_output() -> Iterator[None]:
-    """While it lasts, command-line arguments that trackers store, log records, warnings and tracebacks have no secret in them."""
+    """While it lasts, arguments that trackers store, log records, warnings and tracebacks have no secret in them."""
     arguments, make_record, format_warning = sys.argv, logging.getLogRecordFactory(), warnings.formatwarning
 
     def make_redacted_record(*args, **kwargs) -> logging.LogRecord:

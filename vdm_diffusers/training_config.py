@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from .augmentations import AUGMENTATIONS
 from .gaussian import PREDICTIONS
@@ -167,6 +167,23 @@ class TrainingConfig:
             )
         if self.noise_schedule == LearnedChainSchedule.__name__ and self.num_timesteps is None:
             raise ValueError("`--noise_schedule LearnedChainSchedule` is a chain of T steps: give T as `--num_timesteps`.")
+
+
+def misfitting_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Those that [`TrainingConfig`] doesn't have, or not with values of that type."""
+    hints = get_type_hints(TrainingConfig)
+    return {name: value for name, value in options.items() if name not in hints or not _fits(value, hints[name])}
+
+
+def _fits(value: object, hint: Any) -> bool:
+    parts = get_args(hint)
+    if get_origin(hint) is Literal:
+        return value in parts
+    if get_origin(hint) is list:
+        return isinstance(value, list) and all(_fits(item, parts[0]) for item in value)
+    if parts:
+        return any(_fits(value, part) for part in parts)
+    return type(value) is hint or (hint is float and type(value) is int)
 
 
 SECRET_OPTIONS = tuple(option.name for option in fields(TrainingConfig) if option.metadata.get("secret"))
