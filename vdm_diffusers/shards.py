@@ -33,7 +33,7 @@ def save_shards(state: dict, folder: Path) -> None:
 
 
 def load_shards(state: dict, folder: Path) -> None:
-    """Read it in place; call it on all processes. `UnpicklingError` for what isn't shards, `CheckpointException` if one can't read."""
+    """Read it in place; call it on all processes. `UnpicklingError` or `CheckpointException` for what is no shards."""
     reader = _Reader(folder)
     reader.read_metadata()  # for dcp hides why it fails
     dcp.load(state, storage_reader=reader, planner=_Planner())
