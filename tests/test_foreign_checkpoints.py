@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 from processes import Ranks, train_vdm_with
 from safetensors.torch import load_file
 from test_checkpoints import assert_identical, state
@@ -144,6 +145,25 @@ def without(*path: str) -> Callable[[dict], None]:
         del manifest[last]
 
     return change
+
+
+@pytest.mark.parametrize("place", ["pipeline", "component", "weights"])
+def test_code_beside_a_model_does_not_run(written, tmp_path, place):
+    """Neither modules that its configuration names nor objects among its weights."""
+    folder, proof = tmp_path / "model", tmp_path / "proof"
+    shutil.copytree(written, folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    if place == "weights":
+        (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+        torch.save({"weight": Payload(proof)}, folder / "unet" / "diffusion_pytorch_model.bin")
+    else:
+        module = folder / ("foreign.py" if place == "pipeline" else "unet/foreign.py")
+        module.write_text(f"open({str(proof)!r}, 'w').close()\nclass Foreign: pass\n")
+        index["_class_name" if place == "pipeline" else "unet"] = ["foreign", "Foreign"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises((ValueError, OSError, pickle.UnpicklingError)):
+        DiffusionPipeline.from_pretrained(folder)
+    assert not proof.exists()
 
 
 HASH = "0" * 64
