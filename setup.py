@@ -31,6 +31,7 @@ setup(
         "transformers>=4.50",
         "accelerate>=1.2",
         "datasets>=3.0",
+        "filelock>=3.20",
         "huggingface-hub>=0.30",
         "Jinja2>=3.1",
         "numpy>=1.26",

@@ -7,13 +7,15 @@
 `--help` lists every option; docs/training.md explains them.
 """
 
+import argparse
 import json
+import os
 import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, fields, replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import fields, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -36,7 +38,7 @@ from PIL.Image import Image
 from transformers import HfArgumentParser
 
 from vdm_diffusers.autoencoders import load_autoencoder
-from vdm_diffusers.checkpoints import CheckpointError, clear_the_way, find_checkpoint, read_manifest
+from vdm_diffusers.checkpoints import CheckpointError, clear_the_way, find_checkpoint, find_checkpoints, read_manifest, remove
 from vdm_diffusers.data import ImageData, load_images
 from vdm_diffusers.figures import save_forward_process, save_training_curve
 from vdm_diffusers.hub import Uploads, check_token, create_repository, save_model_card
@@ -46,7 +48,9 @@ from vdm_diffusers.model_building import build_vdm
 from vdm_diffusers.placement import check_placement, describe_placement
 from vdm_diffusers.planning import check_disk_space, describe_plan, needs_of
 from vdm_diffusers.resuming import compare_runs, describe_run
+from vdm_diffusers.run_lock import RunLock, in_use, is_in_use, is_lock
 from vdm_diffusers.sample_grids import draw_samples, save_samples
+from vdm_diffusers.secrecy import forget_arguments, guarded_output, redacted
 from vdm_diffusers.stopping import TrainingStopped
 from vdm_diffusers.streaming import load_image_stream
 from vdm_diffusers.training import History, Trainer
@@ -59,13 +63,21 @@ CONFIG_NAME = "training_config.json"
 
 
 def main() -> None:
+    with guarded_output(), ExitStack() as until_the_end:
+        run(until_the_end)
+
+
+def run(until_the_end: ExitStack) -> None:
+    """Train a model by the options of the command line, in a folder that is locked until the end."""
     seconds: dict[str, float] = {}
     with exit_with_message(ValueError), timed(seconds, "preparation"):
         config = parse_options(sys.argv[1:])
+        forget_arguments()
         check_packages(config)
         accelerator = build_accelerator(config)
         config.mixed_precision = accelerator.mixed_precision
         on_main_process(accelerator, check_placement, accelerator, config)
+        seen = on_main_process(accelerator, find_checkpoints, Path(config.output_dir))
         checkpoint = on_main_process(accelerator, check_output_dir, config)
         data, vae = load_data(config), load_vae(config)
         shape = data.shape if vae is None else latent_shape(vae, data)
@@ -87,15 +99,18 @@ def main() -> None:
             return
         if config.push_to_hub:
             config.hub_model_id = on_main_process(accelerator, create_repository, config)
-        on_main_process(accelerator, prepare_output_dir, config, checkpoint)
+        lock = RunLock(Path(config.output_dir), accelerator.process_index)
+        on_main_process(accelerator, take_output_dir, config, checkpoint, seen, lock, until_the_end)
         check_that_folder_is_shared(config)
+        if not accelerator.is_main_process:
+            until_the_end.enter_context(lock)
         uploads = Uploads(config) if config.push_to_hub else None
         if uploads is not None and config.hub_strategy == "every_validation":
             trainer.publish = partial(upload_in_background, uploads, config, data)
 
     accelerator.init_trackers(
         "train_vdm",
-        {key: value for key, value in asdict(config).items() if is_plain(value)},
+        {key: value for key, value in config.public().items() if is_plain(value)},
         {"tensorboard": {"purge_step": trainer.history.step + 1}},
     )
     silent = not accelerator.is_main_process  # for all processes see these errors
@@ -125,8 +140,8 @@ def main() -> None:
         metrics = finish(config, data, vdm, trainer.history, samples, bound, seconds)
     except OSError as error:
         raise SystemExit(
-            f"train_vdm.py: The model is trained, but {config.output_dir!r} lacks something: {error}. Make room, and finish it"
-            " by `--resume_from_checkpoint latest`."
+            f"train_vdm.py: The model is trained, but {config.output_dir!r} lacks something: {redacted(str(error))}. Make room,"
+            " and finish it by `--resume_from_checkpoint latest`."
         ) from error
     report(config, data, metrics, vdm.unit)
     if uploads is not None:
@@ -192,9 +207,16 @@ def upload_in_background(uploads: Uploads, config: TrainingConfig, data: ImageDa
     return None if failure is None else f"the last upload failed: {failure} This one takes it up."
 
 
+class OptionParser(HfArgumentParser):
+    """Which knows options by their fields, and nothing of secrets."""
+
+    def add_argument(self, *args, secret: bool = False, **kwargs) -> argparse.Action:
+        return super().add_argument(*args, **kwargs)
+
+
 def parse_options(arguments: list[str]) -> TrainingConfig:
     """Options from a file, if the first argument is one, then from flags; without a data set, those of the digits."""
-    parser = HfArgumentParser(TrainingConfig, description=__doc__.splitlines()[0])
+    parser = OptionParser(TrainingConfig, description=__doc__.splitlines()[0])
     if arguments and not arguments[0].startswith("-"):
         options = read_options(Path(arguments[0]))
         if options.get("fourier_powers") == []:  # a flag can't say so
@@ -270,9 +292,14 @@ def build_accelerator(config: TrainingConfig) -> Accelerator:
 
 
 def check_output_dir(config: TrainingConfig) -> Path | None:
-    """Refuse a folder that can't be written, or that holds something other than the run to resume or to replace; find,
-    verify and return the checkpoint that is to be resumed."""
+    """Refuse a folder that can't be written, that a run is using, or that holds something other than the run to resume or to
+    replace; find, verify and return the checkpoint that is to be resumed."""
     folder, checkpoint = Path(config.output_dir), None
+    check_links(folder)
+    if is_in_use(folder):
+        if not config.dry_run:
+            raise ValueError(in_use(folder))
+        print(in_use(folder))
     if config.resume_from_checkpoint is not None:
         checkpoint = find_checkpoint(config.resume_from_checkpoint, folder)
     if not lies_in(folder, checkpoint):
@@ -287,12 +314,24 @@ def check_output_dir(config: TrainingConfig) -> Path | None:
 
 def lies_in(folder: Path, checkpoint: Path | None) -> bool:
     """Whether a run that goes on from this checkpoint is that of this folder."""
-    return checkpoint is not None and folder.resolve() in checkpoint.resolve().parents
+    if checkpoint is None:
+        return False
+    return folder.resolve() in {checkpoint.absolute().parent.resolve(), *checkpoint.resolve().parents}
+
+
+def check_links(folder: Path) -> None:
+    """Refuse a path with a symbolic link that leads nowhere."""
+    for path in (folder, *folder.absolute().parents):
+        if path.is_symlink() and not path.exists():
+            raise ValueError(
+                f"`--output_dir`: {str(path)!r} is a symbolic link to {os.readlink(path)!r}, which leads nowhere: make that"
+                " folder, or name another."
+            )
 
 
 def check_that_folder_is_free(config: TrainingConfig, folder: Path) -> None:
     """Refuse a folder with another run unless it is to be replaced, and any other with files."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or not all(map(is_lock, folder.iterdir()))):
         if not (folder / CONFIG_NAME).is_file():
             raise ValueError(f"`--output_dir` {config.output_dir!r} holds something other than a run: name another folder.")
         if not config.overwrite_output_dir:
@@ -314,17 +353,31 @@ def check_resumption(config: TrainingConfig, data: ImageData, checkpoint: Path, 
         print(sentence)
 
 
+def take_output_dir(
+    config: TrainingConfig, checkpoint: Path | None, seen: list[Path], lock: RunLock, until_the_end: ExitStack
+) -> None:
+    """Lock the output folder and prepare it, unless another run has written there since it was checked."""
+    folder = Path(config.output_dir)
+    until_the_end.enter_context(lock)
+    if not lies_in(folder, checkpoint):
+        check_that_folder_is_free(config, folder)
+    elif find_checkpoints(folder) != seen:
+        raise ValueError(f"Another run has written checkpoints to `--output_dir` {config.output_dir!r} just now: start again.")
+    prepare_output_dir(config, checkpoint)
+
+
 def prepare_output_dir(config: TrainingConfig, checkpoint: Path | None) -> None:
-    """Make the output folder, empty unless the run in it is resumed, and write the options there."""
+    """Make the output folder, empty but for its lock unless the run in it is resumed, and write the options there."""
     folder = Path(config.output_dir)
     try:
-        if folder.exists() and not lies_in(folder, checkpoint):
-            shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        if not lies_in(folder, checkpoint):
+            for path in folder.iterdir():
+                if not is_lock(path):
+                    remove(path)
         if checkpoint is not None:
             clear_the_way(folder, checkpoint)
-        options = {key: value for key, value in asdict(config).items() if key != "hub_token"}
-        (folder / CONFIG_NAME).write_text(json.dumps(options, indent=2) + "\n")
+        (folder / CONFIG_NAME).write_text(json.dumps(config.public(), indent=2) + "\n")
     except OSError as error:
         raise unwritable(config, error) from error
 
@@ -376,7 +429,7 @@ def exit_with_message(*error_types: type[Exception], silent: bool = False) -> It
     try:
         yield
     except error_types as error:
-        raise SystemExit(1 if silent else f"train_vdm.py: {error}") from error
+        raise SystemExit(1 if silent else f"train_vdm.py: {redacted(str(error))}") from error
 
 
 @contextmanager

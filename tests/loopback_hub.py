@@ -53,6 +53,7 @@ class LoopbackHub:
         refuse_uploads_after (`int`, *optional*): Large files that are taken before the rest is refused.
         hold (`threading.Event`, *optional*): Large files are taken once it is set.
         puts (`list[str]`): The hashes of the large files that were sent and taken, as they came.
+        received (`list[bytes]`): All that was sent but the header `Authorization`, request by request.
     """
 
     def __init__(self):
@@ -61,6 +62,7 @@ class LoopbackHub:
         self.refuse_uploads_after: int | None = None
         self.hold: threading.Event | None = None
         self.puts: list[str] = []
+        self.received: list[bytes] = []
         handler = type("Handler", (Handler,), {"hub": self})
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
@@ -84,6 +86,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def handle_request(self) -> None:
         self.body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        headers = [f"{name}: {value}" for name, value in self.headers.items() if name.lower() != "authorization"]
+        self.hub.received.append("\n".join([self.requestline, *headers, ""]).encode() + self.body)
         path = unquote(urlsplit(self.path).path)
         try:
             for method, pattern, answer in ROUTES:

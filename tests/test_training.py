@@ -11,6 +11,7 @@ import PIL.Image
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 import train_vdm
 from vdm_diffusers import VDM, VDMPipeline
@@ -42,8 +43,8 @@ def test_a_run_leaves_a_pipeline_and_its_pictures(train, tmp_path, capsys):
 
 def test_training_lowers_the_bound(train, tmp_path):
     train(max_train_steps=150, validation_steps=150, logging_steps=10, learning_rate=4e-3, train_batch_size=32)
-    checkpoint = torch.load(tmp_path / "out" / "checkpoint-150" / "custom_checkpoint_2.pkl", weights_only=True)
-    first, last = checkpoint["training"][0], checkpoint["training"][-1]
+    checkpoint = json.loads((tmp_path / "out" / "checkpoint-150" / "run_state.json").read_text())
+    first, last = checkpoint["history"]["training"][0], checkpoint["history"]["training"][-1]
     assert last["bits_per_dim"] < 0.5 * first["bits_per_dim"]
     assert last["gamma_0"] != first["gamma_0"]
 
@@ -318,5 +319,5 @@ def test_a_loss_that_is_not_finite_names_the_step_and_the_last_checkpoint(train,
     with pytest.raises(SystemExit, match="not finite at step 5. The last good checkpoint is .*checkpoint-3;"):
         train()
     assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-3"]
-    state = torch.load(tmp_path / "out" / "checkpoint-3" / "custom_checkpoint_1.pkl", weights_only=True)
-    assert all(value.isfinite().all() for value in state["shadow_params"])
+    average = load_file(tmp_path / "out" / "checkpoint-3" / "moving_average.safetensors")
+    assert all(value.isfinite().all() for value in average.values())

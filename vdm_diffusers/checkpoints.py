@@ -19,10 +19,10 @@ from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from torch.distributed.checkpoint import CheckpointException
 
+from .manifests import fault_of
+
 
 MANIFEST = "manifest.json"
-FACTS = {"files": dict, "step": int, "data": dict, "num_processes": int, "options": dict}
-"""What a manifest says at least, and its types."""
 NAME = re.compile(r"checkpoint-(\d+)")
 ALL_NAMES = "*checkpoint-*/**"
 """What matches the files of all checkpoints, whole, partial and set aside."""
@@ -32,11 +32,14 @@ class CheckpointError(Exception):
     """A checkpoint could not be written; the message is the reason, and nothing has changed."""
 
 
-def save_checkpoint(accelerator: Accelerator, output_dir: Path, step: int, facts: dict, limit: int) -> None:
+def save_checkpoint(
+    accelerator: Accelerator, save: Callable[[Path], None], output_dir: Path, step: int, facts: dict, limit: int
+) -> None:
     """
     Write `checkpoint-{step}` with the state of all processes, then delete all but the newest `limit` checkpoints.
 
     Args:
+        save (`Callable`): Writes the state into a folder; called on all processes.
         facts (`dict`): What the manifest shall say of the run besides its files.
 
     Raises:
@@ -44,7 +47,7 @@ def save_checkpoint(accelerator: Accelerator, output_dir: Path, step: int, facts
     """
     partial = output_dir / f"partial-checkpoint-{step}"
     try:
-        _on_all(accelerator, lambda: accelerator.save_state(str(partial)))
+        _on_all(accelerator, lambda: save(partial))
         _on_all(accelerator, lambda: accelerator.is_main_process and _publish(partial, facts | {"step": step}, limit))
     except CheckpointError:
         if accelerator.is_main_process:
@@ -63,28 +66,44 @@ def step_of(checkpoint: Path) -> int:
 
 
 def read_manifest(checkpoint: Path) -> dict:
-    """The files of a checkpoint, its step, and the facts of its run; `ValueError` if it is missing or damaged."""
+    """The files of a checkpoint, its step, and the facts of its run; `ValueError` if it is missing, or none of a checkpoint."""
+    path = checkpoint / MANIFEST
     try:
-        manifest = json.loads((checkpoint / MANIFEST).read_text())
-        if all(isinstance(manifest[name], kind) for name, kind in FACTS.items()):
-            return manifest
+        manifest = json.loads(path.read_text(), parse_constant=_refuse_constant)
     except FileNotFoundError:
         raise ValueError(f"{checkpoint} has no {MANIFEST}") from None
-    except (ValueError, TypeError, KeyError):
-        pass
-    raise ValueError(f"{checkpoint / MANIFEST} is damaged")
+    except OSError as error:
+        raise ValueError(f"{path} can't be read: {error.strerror}") from None
+    except (ValueError, RecursionError):
+        raise ValueError(f"{path} is damaged") from None
+    if fault := fault_of(manifest):
+        raise ValueError(f"{path} is damaged: {fault}")
+    return manifest
 
 
 def verify_checkpoint(checkpoint: Path) -> None:
-    """`ValueError`, naming the first file that is not as the manifest says, unless all of them are."""
-    for name, written in read_manifest(checkpoint)["files"].items():
-        path = checkpoint / name
-        if not path.is_file():
-            raise ValueError(f"{path} is missing")
-        if path.stat().st_size != written["size"]:
-            raise ValueError(f"{path} has {path.stat().st_size} bytes instead of {written['size']}")
-        if _digest(path) != written["sha256"]:
-            raise ValueError(f"{path} has changed since it was written")
+    """`ValueError`, naming the first file that is not as the manifest says, or not of it, unless there is none."""
+    manifest = read_manifest(checkpoint)
+    if NAME.fullmatch(checkpoint.name) and step_of(checkpoint) != manifest["step"]:
+        raise ValueError(f"{checkpoint} is of step {manifest['step']}, as its {MANIFEST} says")
+    try:
+        for name, written in manifest["files"].items():
+            _verify(checkpoint / name, written)
+        for path in sorted(checkpoint.rglob("*")):
+            name = path.relative_to(checkpoint).as_posix()
+            if path.is_file() and name not in manifest["files"] and not name.startswith((MANIFEST, ".")):
+                raise ValueError(f"{path} is not one of its files")
+    except OSError as error:
+        raise ValueError(f"{error.filename} can't be read: {error.strerror}") from None
+
+
+def _verify(path: Path, written: dict) -> None:
+    if not path.is_file():
+        raise ValueError(f"{path} is missing")
+    if path.stat().st_size != written["size"]:
+        raise ValueError(f"{path} has {path.stat().st_size} bytes instead of {written['size']}")
+    if _digest(path) != written["sha256"]:
+        raise ValueError(f"{path} has changed since it was written")
 
 
 def latest_checkpoint(output_dir: Path) -> Path | None:
@@ -103,7 +122,7 @@ def find_checkpoint(name: str, output_dir: Path) -> Path:
 
     Raises `ValueError` if there is none, or if the folder named is damaged.
     """
-    checkpoint = latest_checkpoint(output_dir) if name == "latest" else Path(name)
+    checkpoint = latest_checkpoint(output_dir) if name == "latest" else _checkpoint_at(Path(name))
     if checkpoint is None or not checkpoint.is_dir() or not NAME.fullmatch(checkpoint.name):
         raise ValueError(
             f"`--resume_from_checkpoint` is {name!r}, but there is no such checkpoint; `--output_dir` {str(output_dir)!r} holds"
@@ -118,14 +137,27 @@ def find_checkpoint(name: str, output_dir: Path) -> Path:
     return checkpoint
 
 
+def _checkpoint_at(path: Path) -> Path:
+    """That path, or where it leads to if it is a symbolic link with a name of its own."""
+    return path if NAME.fullmatch(path.name) or not path.is_dir() else path.resolve()
+
+
 def clear_the_way(output_dir: Path, checkpoint: Path) -> None:
     """Before a run goes on from `checkpoint`: delete what was never finished, and set later checkpoints aside, unused."""
     for partial in output_dir.glob("partial-checkpoint-*"):
-        shutil.rmtree(partial)
+        remove(partial)
     for later in find_checkpoints(output_dir):
         if step_of(later) > step_of(checkpoint):
             names = (f"unused-{later.name}" if i == 0 else f"unused-{later.name}-{i}" for i in count())
             later.rename(next(path for path in map(output_dir.joinpath, names) if not path.exists()))
+
+
+def remove(path: Path) -> None:
+    """Delete a file, a folder with all that it holds, or a symbolic link but not what it leads to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def _on_all(accelerator: Accelerator, function: Callable[[], object]) -> None:
@@ -157,7 +189,12 @@ def _publish(partial: Path, facts: dict, limit: int) -> None:
     partial.rename(checkpoint)
     _flush(checkpoint.parent)
     for old in find_checkpoints(checkpoint.parent)[:-limit]:
-        shutil.rmtree(old.rename(old.with_name(f"partial-{old.name}")))
+        remove(old.rename(old.with_name(f"partial-{old.name}")))
+
+
+def _refuse_constant(name: str) -> None:
+    """NaN and infinity, which are no numbers of JSON."""
+    raise ValueError(name)
 
 
 def _digest(path: Path) -> str:

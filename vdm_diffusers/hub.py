@@ -4,8 +4,9 @@ import json
 import re
 import shlex
 import shutil
+import warnings
 from concurrent.futures import Future
-from dataclasses import asdict
+from glob import escape
 from pathlib import Path
 
 from diffusers.utils.hub_utils import populate_model_card
@@ -16,13 +17,15 @@ from .class_names import labels_by_name
 from .conditions import num_classes
 from .data import ImageData
 from .resuming import FREE_OPTIONS
+from .run_lock import LOCKS
+from .secrecy import files_with_secrets, reason
 from .training_config import TrainingConfig
 from .units import BITS_PER_DIM, Unit
 from .vdm import VDM
 
 
 STAGING = ".upload"
-NOT_UPLOADED = [ALL_NAMES, f"{STAGING}/**"]
+NOT_UPLOADED = [ALL_NAMES, f"{STAGING}/**", f"{LOCKS}/**"]
 TASK = "unconditional-image-generation"
 MAX_NAMES = 100
 """Of classes, that a card lists."""
@@ -212,9 +215,8 @@ def _figures(metrics: dict, unit: Unit) -> str:
 
 def _options_given(config: TrainingConfig) -> dict:
     """The options that the weights depend on, where they are not defaults."""
-    defaults = asdict(TrainingConfig())
-    options = asdict(config).items()
-    return {name: value for name, value in options if name not in FREE_OPTIONS and value != defaults[name]}
+    defaults = TrainingConfig().public()
+    return {name: value for name, value in config.public().items() if name not in FREE_OPTIONS and value != defaults[name]}
 
 
 def check_token(config: TrainingConfig) -> str:
@@ -222,7 +224,7 @@ def check_token(config: TrainingConfig) -> str:
     try:
         return HfApi(token=config.hub_token).whoami()["name"]
     except Exception as error:
-        raise ValueError(f"`--push_to_hub` finds no one to upload for: {_reason(error)} {LOG_IN}") from error
+        raise ValueError(f"`--push_to_hub` finds no one to upload for: {reason(error)} {LOG_IN}") from error
 
 
 def create_repository(config: TrainingConfig) -> str:
@@ -231,7 +233,7 @@ def create_repository(config: TrainingConfig) -> str:
     try:
         return HfApi(token=config.hub_token).create_repo(name, private=config.hub_private_repo, exist_ok=True).repo_id
     except Exception as error:
-        raise ValueError(f"`--push_to_hub` can't create {name!r} on the Hub: {_reason(error)} {LOG_IN}") from error
+        raise ValueError(f"`--push_to_hub` can't create {name!r} on the Hub: {reason(error)} {LOG_IN}") from error
 
 
 LOG_IN = "Log in with `hf auth login` or give `--hub_token`."
@@ -256,7 +258,7 @@ class Uploads:
         if self.under_way is not None and not self.under_way.done():
             return None
         shutil.rmtree(self.staging, ignore_errors=True)
-        return shutil.copytree(self.folder, self.staging, ignore=shutil.ignore_patterns("*checkpoint-*", STAGING))
+        return shutil.copytree(self.folder, self.staging, ignore=shutil.ignore_patterns("*checkpoint-*", STAGING, LOCKS))
 
     def start(self, step: int) -> None:
         """Upload what has been staged, in the background."""
@@ -266,7 +268,7 @@ class Uploads:
         """Why the last upload failed, if it did."""
         if self.under_way is None or not self.under_way.done() or self.under_way.exception() is None:
             return None
-        return _reason(self.under_way.exception())
+        return reason(self.under_way.exception())
 
     def finish(self) -> None:
         """Upload the output folder; `RuntimeError` that says how to retry it if that fails."""
@@ -276,18 +278,22 @@ class Uploads:
         try:
             self._upload(self.folder, f"Train for {self.config.max_train_steps} steps")
         except Exception as error:
-            exclude = [part for pattern in NOT_UPLOADED for part in ("--exclude", pattern)]
+            exclude = [part for pattern in _kept_back(self.folder) for part in ("--exclude", pattern)]
             command = shlex.join(["hf", "upload", self.repository, self.config.output_dir, ".", *exclude])
             raise RuntimeError(
-                f"The upload to {self.repository!r} failed: {_reason(error)} Everything is in {self.config.output_dir!r};"
+                f"The upload to {self.repository!r} failed: {reason(error)} Everything is in {self.config.output_dir!r};"
                 f" upload it by `{command}`."
             ) from error
 
     def _upload(self, folder: Path, message: str, **kwargs):
         return self.api.upload_folder(
-            repo_id=self.repository, folder_path=folder, commit_message=message, ignore_patterns=NOT_UPLOADED, **kwargs
+            repo_id=self.repository, folder_path=folder, commit_message=message, ignore_patterns=_kept_back(folder), **kwargs
         )
 
 
-def _reason(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def _kept_back(folder: Path) -> list[str]:
+    """Patterns of the files that are not uploaded, those among them that somebody has written a secret to."""
+    secret = [path.relative_to(folder).as_posix() for path in files_with_secrets(folder)]
+    if secret:
+        warnings.warn(f"{secret} of {str(folder)!r} hold an access token: they are not uploaded.", stacklevel=2)
+    return NOT_UPLOADED + [escape(path) for path in secret]

@@ -2,21 +2,20 @@
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import asdict
 
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 from .class_names import check_same_classes
 from .data import ImageData
-from .training_config import TrainingConfig
+from .training_config import TrainingConfig, misfitting_options
 
 
 FREE_OPTIONS = {
     "cache_dir", "dataloader_num_workers", "output_dir", "overwrite_output_dir", "resume_from_checkpoint",
     "allow_config_change", "dry_run", "checkpointing_steps", "checkpoints_total_limit", "logging_steps", "validation_steps",
     "validation_repeats", "max_validation_images", "final_validation_repeats", "num_samples", "num_inference_steps",
-    "report_to", "push_to_hub", "hub_model_id", "hub_private_repo", "hub_token", "hub_strategy", "hub_license",
+    "report_to", "push_to_hub", "hub_model_id", "hub_private_repo", "hub_strategy", "hub_license",
 }  # fmt: skip
 """Options that leave the weights as they are: a resumed run may have others."""
 
@@ -32,9 +31,8 @@ UNBENDING_SCHEDULERS = ("constant", "constant_with_warmup")
 
 def describe_run(config: TrainingConfig, data: ImageData, num_processes: int, placement: str = WHOLE) -> dict:
     """What the manifest of a checkpoint says of the run."""
-    options = {name: value for name, value in asdict(config).items() if name != "hub_token"}
     data = {"name": data.name, "fingerprint": fingerprint(data), "class_names": data.class_names}
-    return {"data": data, "num_processes": num_processes, "placement": placement, "options": options}
+    return {"data": data, "num_processes": num_processes, "placement": placement, "options": config.public()}
 
 
 def compare_runs(then: dict, now: dict, allow_config_change: bool) -> list[str]:
@@ -43,6 +41,12 @@ def compare_runs(then: dict, now: dict, allow_config_change: bool) -> list[str]:
     Raises `ValueError` for another data set, for a model that was whole and is sharded or the reverse, for another number of
     processes by DeepSpeed, and for options that the weights depend on unless `allow_config_change`.
     """
+    if misfits := misfitting_options(then["options"]):
+        raise ValueError(
+            f"`--resume_from_checkpoint` goes on from a run of another version of this program, or of none: here are no options"
+            f" {', '.join(f'--{name} {value!r}' for name, value in misfits.items())}. Train the finished model on by"
+            " `--pretrained_model_name_or_path`."
+        )
     if then.get("placement", WHOLE) != now["placement"]:
         raise ValueError(
             f"`--resume_from_checkpoint` goes on from a run whose model was {then.get('placement', WHOLE)}, but here it is"

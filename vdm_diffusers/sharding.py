@@ -5,18 +5,30 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-import torch.distributed.checkpoint as dcp
 from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, StateDictType
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
+from .checkpoint_files import AVERAGE, MODEL, OPTIMIZER, SHARDED_AVERAGE, SHARDED_MODEL, SHARDED_OPTIMIZER
+from .earlier_checkpoints import read_average
+from .shards import load_shards, save_shards
 from .streaming import StreamLoader
 from .training_config import TrainingConfig
 from .vdm import VDM
+
+
+SHARDS = StateDictOptions(cpu_offload=True)
 
 
 class Replicated:
@@ -27,11 +39,38 @@ class Replicated:
 
     def prepare(self, optimizer: torch.optim.Optimizer, loader: DataLoader | StreamLoader) -> tuple:
         """What [`~accelerate.Accelerator.prepare`] makes of the model and these two."""
-        return self.accelerator.prepare(self.vdm, optimizer, loader)
+        self.model, self.optimizer, loader = self.accelerator.prepare(self.vdm, optimizer, loader)
+        return self.model, self.optimizer, loader
 
     def moving_average(self, **kwargs) -> EMAModel:
         """Of the model's parameters; `kwargs` are those of [`~diffusers.training_utils.EMAModel`]."""
-        return EMAModel(self.vdm.parameters(), foreach=True, **kwargs)
+        self.average = EMAModel(self.vdm.parameters(), foreach=True, **kwargs)
+        return self.average
+
+    def save(self, folder: Path) -> None:
+        """Write weights, the optimiser's state and the average into a folder; call it on all processes."""
+        if self.accelerator.is_main_process:
+            self._save_weights(folder)
+            torch.save(self.optimizer.state_dict(), folder / OPTIMIZER)
+
+    def load(self, folder: Path) -> None:
+        """Read them, running nothing that the folder holds; call it on all processes."""
+        self._load_weights(folder)
+        self.optimizer.load_state_dict(torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True))
+
+    def _save_weights(self, folder: Path) -> None:
+        """Of the model and of the average."""
+        names = [name for name, _ in self.vdm.named_parameters()]
+        for file, weights in ((MODEL, self.vdm.state_dict()), (AVERAGE, dict(zip(names, self.average.shadow_params)))):
+            save_file({name: value.to("cpu", copy=True).contiguous() for name, value in weights.items()}, folder / file)
+
+    def _load_weights(self, folder: Path) -> None:
+        self.vdm.load_state_dict(load_file(folder / MODEL))
+        names = [name for name, _ in self.vdm.named_parameters()]
+        is_earlier = not (folder / AVERAGE).exists()
+        averages = dict(zip(names, read_average(folder), strict=True)) if is_earlier else load_file(folder / AVERAGE)
+        for name, shadow in zip(names, self.average.shadow_params):
+            shadow.copy_(averages[name])
 
     def clip_gradients(self) -> Tensor:
         """Clip those of the denoiser together and return their norm before."""
@@ -65,10 +104,23 @@ class Sharded(Replicated):
         return prepared
 
     def moving_average(self, **kwargs) -> EMAModel:
-        average = ShardedAverage(self.vdm, foreach=True, **kwargs)
-        self.accelerator.register_save_state_pre_hook(lambda models, weights, folder: average.save_shards(Path(folder)))
-        self.accelerator.register_load_state_pre_hook(lambda models, folder: average.load_shards(Path(folder)))
-        return average
+        self.average = ShardedAverage(self.vdm, foreach=True, **kwargs)
+        return self.average
+
+    def save(self, folder: Path) -> None:
+        save_shards({"model": get_model_state_dict(self.model, options=SHARDS)}, folder / SHARDED_MODEL)
+        state = get_optimizer_state_dict(self.model, self.optimizer, options=SHARDS)
+        save_shards({"optimizer": state}, folder / SHARDED_OPTIMIZER)
+        save_shards(self.average.by_name(), folder / SHARDED_AVERAGE)
+
+    def load(self, folder: Path) -> None:
+        model = {"model": get_model_state_dict(self.model, options=SHARDS)}
+        load_shards(model, folder / SHARDED_MODEL)
+        set_model_state_dict(self.model, model["model"], options=SHARDS)
+        optimizer = {"optimizer": get_optimizer_state_dict(self.model, self.optimizer, options=SHARDS)}
+        load_shards(optimizer, folder / SHARDED_OPTIMIZER)
+        set_optimizer_state_dict(self.model, self.optimizer, optimizer["optimizer"], options=SHARDS)
+        load_shards(self.average.by_name(), folder / SHARDED_AVERAGE)
 
     def clip_gradients(self) -> Tensor:
         for parameter in self.vdm.noise_schedule.parameters():
@@ -86,11 +138,8 @@ class Sharded(Replicated):
 class ShardedAverage(EMAModel):
     """The moving average of this process's shards of a module's parameters.
 
-    Its `state_dict` is without them: [`~ShardedAverage.save_shards`] and [`~ShardedAverage.load_shards`], to be called by all
-    processes, write and read the whole average, for any number of processes.
+    Its `state_dict` is without them, which [`~ShardedAverage.by_name`] has.
     """
-
-    FOLDER = "moving_average"
 
     def __init__(self, module: nn.Module, **kwargs):
         self.module = module
@@ -111,13 +160,7 @@ class ShardedAverage(EMAModel):
     def state_dict(self) -> dict:
         return {name: value for name, value in super().state_dict().items() if name != "shadow_params"}
 
-    def save_shards(self, folder: Path) -> None:
-        dcp.save(self._by_name(), checkpoint_id=folder / self.FOLDER)
-
-    def load_shards(self, folder: Path) -> None:
-        dcp.load(self._by_name(), checkpoint_id=folder / self.FOLDER)
-
-    def _by_name(self) -> dict[str, Tensor]:
+    def by_name(self) -> dict[str, Tensor]:
         """The average, sharing its storage, laid out as the parameters are."""
         parameters = self.module.named_parameters()
         return {name: _laid_out_as(p, average) for (name, p), average in zip(parameters, self.shadow_params)}

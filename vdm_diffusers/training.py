@@ -9,6 +9,7 @@ from pathlib import Path
 import PIL.Image
 import torch
 from accelerate import Accelerator, PartialState, skip_first_batches
+from accelerate.utils import gather_object
 from accelerate.utils import set_seed
 from diffusers.optimization import get_scheduler
 from torch import Tensor
@@ -26,7 +27,9 @@ from .placement import describe_placement, placement_of
 from .planning import steps_an_epoch
 from .randomness import counted_generator
 from .resuming import describe_run
+from .run_state import RunState, unusable
 from .sample_grids import draw_samples, save_samples
+from .secrecy import redacted
 from .stopping import StopSignals, TrainingStopped
 from .streaming import ImageStream, StreamLoader
 from .training_config import TrainingConfig
@@ -53,7 +56,9 @@ class History:
         return vars(self).copy()
 
     def load_state_dict(self, state: dict) -> None:
-        vars(self).update(state)
+        if any(type(state[name]) is not type(value) for name, value in vars(self).items()):
+            raise ValueError("its history is none")
+        vars(self).update({name: state[name] for name in vars(self)})
 
 
 class Trainer:
@@ -97,9 +102,8 @@ class Trainer:
         self.ema = self.placement.moving_average(decay=config.ema_decay, use_ema_warmup=True, power=0.75)
         self.history = History()
         self.not_reduced: list[Tensor] = []
-        accelerator.register_for_checkpointing(self.lr_scheduler, self.ema, self.history)
-        if isinstance(self.loader, StreamLoader):
-            accelerator.register_for_checkpointing(self.loader)
+        stream = self.loader if isinstance(self.loader, StreamLoader) else None
+        self.state = RunState(accelerator, self.placement, self.lr_scheduler, self.ema, self.history, stream)
         if checkpoint is not None:
             self._load(checkpoint)
             self.ema.to(accelerator.device)
@@ -303,7 +307,7 @@ class Trainer:
     def _checkpoint(self) -> None:
         self._reduce_window()
         limit = self.config.checkpoints_total_limit
-        save_checkpoint(self.accelerator, self.output_dir, self.history.step, self.run, limit)
+        save_checkpoint(self.accelerator, self.state.save, self.output_dir, self.history.step, self.run, limit)
 
     def _save_checkpoint(self) -> None:
         """Write one, or say why not and go on: the disk may have room again by the next."""
@@ -325,18 +329,20 @@ class Trainer:
 
     def _load(self, checkpoint: Path) -> None:
         """Go on from a checkpoint; random numbers are its own if it is one of as many processes, else drawn anew."""
+        same_processes = read_manifest(checkpoint)["num_processes"] == self.accelerator.num_processes
+        failure = None
         try:
-            self.accelerator.load_state(str(checkpoint))
-        except RuntimeError as error:
-            raise ValueError(
-                f"{checkpoint} is one of another model than these options make: {str(error).splitlines()[-1].strip()}"
-            ) from error
-        if read_manifest(checkpoint)["num_processes"] != self.accelerator.num_processes:
+            self.state.load(checkpoint, with_random_states=same_processes)
+        except Exception as error:  # whatever a forged or foreign file leads to, on any of the processes
+            failure = unusable(error)
+        if failures := [failure for failure in gather_object([failure]) if failure is not None]:
+            raise ValueError(f"{checkpoint} {failures[0]}")
+        if not same_processes:
             set_seed((self.config.seed + 1_000_003 * self.history.step) % 2**31, device_specific=True)
 
     def _write(self, sentence: str) -> None:
         if self.accelerator.is_main_process:
-            self.progress.write(f"step {self.history.step}: {sentence}")
+            self.progress.write(redacted(f"step {self.history.step}: {sentence}"))
 
     def _warn(self, sentence: str) -> None:
         self._write(f"warning: {sentence}")

@@ -1,12 +1,13 @@
 """TrainingConfig: every option of a training run."""
 
 import math
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from .augmentations import AUGMENTATIONS
 from .gaussian import PREDICTIONS
 from .noise_schedules import NOISE_SCHEDULES, LearnedChainSchedule, TableSchedule
+from .secrecy import check_secret, keep_secret
 from .weightings import WEIGHTINGS
 
 
@@ -14,9 +15,11 @@ LR_SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine", "cosine
 """Those of diffusers that need nothing but the number of steps."""
 
 
-def option(default, help: str, **metadata):
-    """A field of a configuration: its default, its help text, and what else argparse may know of it."""
+def option(default, help: str, secret: bool = False, **metadata):
+    """A field of a configuration: its default, its help text, whether its value is secret, and what argparse may know of it."""
     metadata = {"help": help, **metadata}
+    if secret:
+        return field(default=default, repr=False, metadata=metadata | {"secret": True})
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -126,9 +129,19 @@ class TrainingConfig:
     hub_license: str = option("apache-2.0", "Licence of the model, by its identifier on the Hub.")
     hub_model_id: str | None = option(None, "Repository to upload to. Default: the name of output_dir.")
     hub_private_repo: bool = option(False, "Create it as a private one.")
-    hub_token: str | None = option(None, "Access token. Default: the one that you are logged in with.")
+    hub_token: str | None = option(
+        None, "Access token, which is written and shown nowhere. Default: the one that you are logged in with.", secret=True
+    )
+
+    def public(self) -> dict[str, Any]:
+        """All options but secret ones, by name: the only form in which a configuration is written, shown or sent."""
+        return {option.name: getattr(self, option.name) for option in fields(self) if not option.metadata.get("secret")}
 
     def __post_init__(self):
+        for name in SECRET_OPTIONS:
+            if (value := getattr(self, name)) is not None:
+                keep_secret(value)
+                check_secret(name, value)
         for (condition, holds), names in RANGES.items():
             for name in names:
                 if (value := getattr(self, name)) is not None and not holds(value):
@@ -155,6 +168,25 @@ class TrainingConfig:
         if self.noise_schedule == LearnedChainSchedule.__name__ and self.num_timesteps is None:
             raise ValueError("`--noise_schedule LearnedChainSchedule` is a chain of T steps: give T as `--num_timesteps`.")
 
+
+def misfitting_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Those that [`TrainingConfig`] doesn't have, or not with values of that type."""
+    hints = get_type_hints(TrainingConfig)
+    return {name: value for name, value in options.items() if name not in hints or not _fits(value, hints[name])}
+
+
+def _fits(value: object, hint: Any) -> bool:
+    parts = get_args(hint)
+    if get_origin(hint) is Literal:
+        return value in parts
+    if get_origin(hint) is list:
+        return isinstance(value, list) and all(_fits(item, parts[0]) for item in value)
+    if parts:
+        return any(_fits(value, part) for part in parts)
+    return type(value) is hint or (hint is float and type(value) is int)
+
+
+SECRET_OPTIONS = tuple(option.name for option in fields(TrainingConfig) if option.metadata.get("secret"))
 
 RANGES = {
     ("at least 0", lambda value: 0 <= value < math.inf): (

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.utils.data import DataLoader
 
+from .checkpoint_files import optimizer_part
 from .sharding import Replicated
 from .streaming import StreamLoader
 from .training_config import TrainingConfig
@@ -39,7 +39,6 @@ class Partitioned(Replicated):
         if self.config.mixed_precision == "bf16":
             self.vdm.forward = torch.autocast(self.accelerator.device.type, torch.bfloat16)(self.vdm.forward)
         engine, wrapped, loader = super().prepare(optimizer, loader)
-        engine.save_checkpoint, engine.load_checkpoint = self._save, self._load
         self.engine, self.optimizer, self.denoiser = engine, optimizer, optimizer.param_groups[0]["params"]
         optimizer.register_step_pre_hook(self._clip)
         return engine, wrapped, loader
@@ -56,23 +55,22 @@ class Partitioned(Replicated):
     def clip_gradients(self) -> Tensor:
         return self.norm
 
-    def _save(self, folder: str, name: str) -> None:
+    def save(self, folder: Path) -> None:
         """Instead of DeepSpeed's own, in which all processes wait for one that has failed."""
         if self.accelerator.is_main_process:
-            weights = {key: value.to("cpu", copy=True) for key, value in self.vdm.state_dict().items()}
-            save_file(weights, Path(folder, "model.safetensors"))
+            self._save_weights(folder)
         if self.divided or self.accelerator.is_main_process:
             torch.save(self.optimizer.state_dict(), self._part(folder))
 
-    def _load(self, folder: str, name: str) -> None:
-        self.vdm.load_state_dict(load_file(Path(folder, "model.safetensors")))
+    def load(self, folder: Path) -> None:
+        self._load_weights(folder)
         if self.divided:
             self.engine.optimizer.refresh_fp32_params()
-        self.optimizer.load_state_dict(torch.load(self._part(folder), map_location="cpu"))
+        self.optimizer.load_state_dict(torch.load(self._part(folder), map_location="cpu", weights_only=True))
 
-    def _part(self, folder: str) -> Path:
+    def _part(self, folder: Path) -> Path:
         """Where this process has its part of the optimiser's state."""
-        return Path(folder, f"optimizer_{self.accelerator.process_index if self.divided else 0}.bin")
+        return folder / optimizer_part(self.accelerator.process_index if self.divided else 0)
 
 
 def zero_stage(accelerator: Accelerator) -> int:
