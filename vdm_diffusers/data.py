@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 from .checking import check_values, common_format, count_classes, inspect
-from .decoding import CONVERSIONS, Decoder, Preparation, image_format, image_to_tensor
+from .decoding import AS_STORED, CONVERSIONS, PLAIN_DECODER, Decoder, Preparation, image_format, image_to_tensor
 
 
 DIGITS_TRAIN_SIZE = 1500
@@ -37,7 +37,7 @@ class ImageDataset(Dataset):
         rows: Sequence[dict[str, Any]],
         image_column: str = "image",
         label_column: str | None = None,
-        decoder: Decoder = Decoder(),
+        decoder: Decoder = PLAIN_DECODER,
     ):
         self.rows, self.image_column, self.label_column, self.decoder = rows, image_column, label_column, decoder
 
@@ -73,7 +73,7 @@ class ImageData:
     num_classes: int | None
     name: str
     origin: str | None = None
-    preparation: Preparation = Preparation()
+    preparation: Preparation = AS_STORED
     unreadable: tuple[str, ...] = ()
 
 
@@ -110,7 +110,7 @@ def load_images(
     resolution: int | None = None,
     num_channels: int | None = None,
     num_levels: int | None = None,
-    preparation: Preparation = Preparation(),
+    preparation: Preparation = AS_STORED,
     skip_unreadable_images: bool = False,
     num_workers: int = 0,
     check_train: bool = True,
@@ -263,19 +263,22 @@ def undecoded(rows, image_column: str):
 
 
 def decoder_of(feature, preparation: Preparation) -> Decoder:
-    """What reads the images of a column: in the mode that it declares, if it does, and of the type that it declares for arrays."""
+    """What reads the images of a column, in the mode or of the type that it declares."""
     from datasets import Image
 
     if isinstance(feature, Image) and feature.mode is not None and preparation.convert is None:
         if feature.mode not in CONVERSIONS:
             raise ValueError(f"The column of images declares PIL mode {feature.mode!r}: choose another by `--convert`.")
         preparation = replace(preparation, convert=feature.mode)
-    while not isinstance(feature, Image) and (
-        inner := feature if isinstance(feature, list) else getattr(feature, "feature", None)
-    ):
-        feature = inner[0] if isinstance(inner, list) else inner
-    dtype = getattr(feature, "dtype", None)
+    dtype = getattr(_innermost(feature), "dtype", None)
     return Decoder(preparation, dtype if dtype in INTEGERS else None)
+
+
+def _innermost(feature):
+    """What nested lists hold."""
+    while inner := feature[0] if isinstance(feature, list) else getattr(feature, "feature", None):
+        feature = inner
+    return feature
 
 
 INTEGERS = {"bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))}

@@ -1,4 +1,4 @@
-"""From a stored image, a file or an array, to the integers of a model: the one place where images are read, judged and prepared.
+"""From a stored image, a file or an array, to the integers of a model: the one place where images are read and prepared.
 
 What a check says of an image is true of what training gets, because both come from [`Decoder`].
 """
@@ -64,11 +64,12 @@ class Preparation:
     What is done to images beyond reading them. It makes them another data set, with another likelihood.
 
     Args:
-        resize (`int`, *optional*): Pixels of the shorter side; Pillow's bilinear filter, antialiased. Smaller images are enlarged.
+        resize (`int`, *optional*): Pixels of the shorter side; by Pillow's bilinear filter, antialiased. Smaller images are
+            enlarged.
         center_crop (`bool`): Whether the middle square of `resize` pixels is cut out.
-        convert (`str`, *optional*): A PIL mode, `L`, `LA`, `RGB` or `RGBA`, to convert to as Pillow does: palettes and CMYK become
-            colours, transparency is dropped and not blended, colours become luma, 16 bits their upper 8, files of several
-            pictures their first. It comes first.
+        convert (`str`, *optional*): A PIL mode, `L`, `LA`, `RGB` or `RGBA`, to convert to as Pillow does: palettes and CMYK
+            become colours, transparency is dropped and not blended, colours become luma, 16 bits their upper 8, files of
+            several pictures their first. It comes first.
     """
 
     resize: int | None = None
@@ -84,7 +85,7 @@ class Preparation:
             raise ValueError(f"`--convert` is {self.convert!r}, but must be one of {', '.join(CONVERSIONS)}.")
 
     def __bool__(self) -> bool:
-        return self != Preparation()
+        return self != AS_STORED
 
     def __str__(self) -> str:
         """In words, such as "converted to RGB, resized to 32 pixels on the shorter side, cropped to the middle 32×32"."""
@@ -102,6 +103,9 @@ class Preparation:
         return resize + ["--center_crop"] * self.center_crop + convert
 
 
+AS_STORED = Preparation()
+
+
 @dataclass(frozen=True)
 class Decoder:
     """
@@ -112,13 +116,14 @@ class Decoder:
         dtype (`str`, *optional*): Declared type of arrays that come as lists.
     """
 
-    preparation: Preparation = Preparation()
+    preparation: Preparation = AS_STORED
     dtype: str | None = None
 
     def __call__(self, stored: Any) -> DecodedImage:
         """
         Args:
-            stored: `{"bytes": ..., "path": ...}` of a file, its bytes, a PIL image, or an integer array `(H, W)` or `(H, W, C)`.
+            stored: `{"bytes": ..., "path": ...}` of a file, its bytes, a PIL image, or an integer array `(H, W)` or
+                `(H, W, C)`.
 
         Raises:
             [`UnreadableImage`]: if it can't be read, with the reason.
@@ -191,6 +196,9 @@ class Decoder:
         return picture
 
 
+PLAIN_DECODER = Decoder()
+
+
 def _open(stored: dict | bytes) -> PIL.Image.Image:
     """A file as Pillow opens it, its pixels unread; [`UnreadableImage`] if there is none, or of what is no image."""
     content, path = (stored, None) if isinstance(stored, bytes) else (stored["bytes"], stored["path"])
@@ -232,7 +240,7 @@ def image_to_tensor(image: PIL.Image.Image | np.ndarray | list) -> Tensor:
 
 
 def _levels(picture: PIL.Image.Image) -> int:
-    """How many levels a picture's file holds, before its pixels are read; [`UnsuitableImage`] if reading would lose something."""
+    """How many levels a picture's file holds, before its pixels are read; [`UnsuitableImage`] if that would lose something."""
     if getattr(picture, "is_animated", False):
         raise UnsuitableImage(
             f"It holds {picture.n_frames} pages or frames, of which one would be trained on: `--convert RGB` takes the first."
@@ -306,9 +314,7 @@ def _converted(picture: PIL.Image.Image, mode: str, stored_levels: int | None) -
         upper = np.asarray(picture) >> (4 if stored_levels == 4096 else 8)  # Pillow's own conversion clips
         picture = PIL.Image.fromarray(upper.astype(np.uint8))
     if picture.mode not in CONVERTIBLE:
-        raise UnsuitableImage(
-            f"Images of PIL mode {picture.mode!r} can't be converted by `--convert`: {_remedy(picture.mode)}."
-        )
+        raise UnsuitableImage(f"`--convert` can't convert images of PIL mode {picture.mode!r}: {_remedy(picture.mode)}.")
     if mode in ("RGB", "RGBA") or picture.mode in ("1", "L", "LA", "RGB", "RGBA"):
         return picture.convert(mode)
     return picture.convert("RGBA").convert(mode)

@@ -34,7 +34,7 @@ from .data import (
     reason_of,
     undecoded,
 )
-from .decoding import Decoder, Preparation, UnreadableImage, UnsuitableImage
+from .decoding import AS_STORED, PLAIN_DECODER, Decoder, Preparation, UnreadableImage, UnsuitableImage
 
 
 FIRST_ROWS = 16
@@ -79,7 +79,7 @@ class ImageStream(IterableDataset):
         format: Format,
         buffer_size: int,
         seed: int,
-        decoder: Decoder = Decoder(),
+        decoder: Decoder = PLAIN_DECODER,
         num_levels: int | None = None,
         num_classes: int | None = None,
         skip_unreadable: bool = False,
@@ -271,7 +271,7 @@ def load_image_stream(
     num_levels: int | None = None,
     buffer_size: int = 10_000,
     seed: int = 0,
-    preparation: Preparation = Preparation(),
+    preparation: Preparation = AS_STORED,
     skip_unreadable_images: bool = False,
 ) -> ImageData:
     """

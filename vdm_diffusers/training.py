@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 
 from .augmentations import AUGMENTATIONS
-from .checkpoints import CheckpointError, latest_checkpoint, read_manifest, save_checkpoint
 from .checking import describe_unreadable
+from .checkpoints import CheckpointError, latest_checkpoint, read_manifest, save_checkpoint
 from .data import ImageData
 from .figures import save_image_grid, save_noise_schedule
 from .health import check_schedule, drifted_end_points, first_not_finite

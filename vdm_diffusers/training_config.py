@@ -29,6 +29,9 @@ class TrainingConfig:
     Every option of `train_vdm.py`. The defaults are the paper's for CIFAR-10; without a data set, [`DIGITS`] replaces some.
 
     Raises `ValueError`, naming the option and the remedy, for values that no run can have.
+
+    Attributes:
+        preparation ([`Preparation`]): What is done to images beyond reading them.
     """
 
     # Data
@@ -146,7 +149,7 @@ class TrainingConfig:
                     raise ValueError(f"`--{name}` is {value}, but must be {condition}.")
         if self.validation_split == "train":
             raise ValueError("`--validation_split` is 'train', whose images are trained on: name another, or leave it out.")
-        self.preparation  # refuses what contradicts itself
+        self.preparation = Preparation(self.resize, self.center_crop, self.convert)
         if self.streaming and self.dataset_name is None and self.train_data_dir is None:
             raise ValueError("`--streaming` needs `--dataset_name` or `--train_data_dir`: the digits are embedded.")
         if self.streaming and self.max_validation_images is None:
@@ -166,11 +169,6 @@ class TrainingConfig:
             )
         if self.noise_schedule == LearnedChainSchedule.__name__ and self.num_timesteps is None:
             raise ValueError("`--noise_schedule LearnedChainSchedule` is a chain of T steps: give T as `--num_timesteps`.")
-
-    @property
-    def preparation(self) -> Preparation:
-        """What is done to images beyond reading them."""
-        return Preparation(self.resize, self.center_crop, self.convert)
 
 
 RANGES = {
