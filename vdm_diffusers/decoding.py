@@ -315,7 +315,7 @@ def _converted(picture: PIL.Image.Image, mode: str, stored_levels: int | None) -
         picture = PIL.Image.fromarray(upper.astype(np.uint8))
     if picture.mode not in CONVERTIBLE:
         raise UnsuitableImage(f"`--convert` can't convert images of PIL mode {picture.mode!r}: {_remedy(picture.mode)}.")
-    if mode in ("RGB", "RGBA") or picture.mode in ("1", "L", "LA", "RGB", "RGBA"):
+    if picture.mode in ("1", "L", "LA", "RGB", "RGBA"):
         return picture.convert(mode)
     return picture.convert("RGBA").convert(mode)
 
