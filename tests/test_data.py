@@ -209,9 +209,7 @@ def test_arrays_that_do_not_say_how_many_levels_they_have_need_it_said(tmp_path)
 def test_arrays_with_their_channels_first_are_not_taken_for_low_pictures(tmp_path):
     features = datasets.Features({"image": datasets.Array3D((3, 8, 8), "uint8")})
     folder = write_parquet(tmp_path / "data", {"image": list(np.zeros((4, 3, 8, 8), dtype=np.uint8))}, features)
-    with pytest.raises(
-        ValueError, match=r"looks like \(C, H, W\): store them as \(H, W, C\), or confirm by `--num_channels 8`"
-    ):
+    with pytest.raises(ValueError, match=r"looks like \(C, H, W\): .* or confirm by `--num_channels 8`"):
         load_images(train_data_dir=folder)
     assert load_images(train_data_dir=folder, num_channels=8).shape == (8, 3, 8)
 
