@@ -52,7 +52,7 @@ from vdm_diffusers.run_lock import RunLock, in_use, is_in_use, is_lock
 from vdm_diffusers.sample_grids import draw_samples, save_samples
 from vdm_diffusers.secrecy import forget_arguments, guarded_output, redacted
 from vdm_diffusers.stopping import TrainingStopped
-from vdm_diffusers.streaming import load_image_stream
+from vdm_diffusers.streaming import StreamError, load_image_stream
 from vdm_diffusers.training import History, Trainer
 from vdm_diffusers.training_config import DIGITS, TrainingConfig
 from vdm_diffusers.units import BITS_PER_DIM, Unit
@@ -79,6 +79,8 @@ def run(until_the_end: ExitStack) -> None:
         on_main_process(accelerator, check_placement, accelerator, config)
         seen = on_main_process(accelerator, find_checkpoints, Path(config.output_dir))
         checkpoint = on_main_process(accelerator, check_output_dir, config)
+        if accelerator.num_processes > 1:
+            on_main_process(accelerator, check_data, config)
         data, vae = load_data(config), load_vae(config)
         shape = data.shape if vae is None else latent_shape(vae, data)
         set_seed(config.seed)
@@ -114,7 +116,7 @@ def run(until_the_end: ExitStack) -> None:
         {"tensorboard": {"purge_step": trainer.history.step + 1}},
     )
     silent = not accelerator.is_main_process  # for all processes see these errors
-    with exit_with_message(FloatingPointError, CheckpointError, silent=silent), timed(seconds, "training"):
+    with exit_with_message(FloatingPointError, CheckpointError, StreamError, silent=silent), timed(seconds, "training"):
         try:
             vdm = trainer.train()
         except TrainingStopped as stopped:
@@ -266,11 +268,17 @@ def load_data(config: TrainingConfig) -> ImageData:
         "validation_split", "resolution", "num_channels", "num_levels",
     )  # fmt: skip
     options = {name: getattr(config, name) for name in names}
+    options |= {"preparation": config.preparation, "skip_unreadable_images": config.skip_unreadable_images}
     if config.streaming:
         return load_image_stream(
             config.max_validation_images, buffer_size=config.shuffle_buffer_size, seed=config.seed, **options
         )
-    return load_images(**options)
+    return load_images(num_workers=config.dataloader_num_workers, **options)
+
+
+def check_data(config: TrainingConfig) -> None:
+    """Refuse images that can't be trained on; what is found is kept by the cache of `datasets`, for the other processes too."""
+    load_data(config)
 
 
 def load_vae(config: TrainingConfig) -> ModelMixin | None:

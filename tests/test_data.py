@@ -3,11 +3,13 @@
 import datasets
 import numpy as np
 import PIL.Image
+import pyarrow.parquet
 import pytest
 import torch
 from sklearn.datasets import load_digits as sklearn_digits
 
 from vdm_diffusers.data import image_to_tensor, load_images
+from vdm_diffusers.decoding import Preparation
 
 
 def write_folder(folder, images: dict[str, list[PIL.Image.Image]]) -> str:
@@ -162,3 +164,136 @@ def test_other_options_for_the_digits_are_refused():
         load_images(num_levels=256)
     with pytest.raises(ValueError, match="`--label_column` is 'digit'"):
         load_images(label_column="digit")
+
+
+@pytest.mark.parametrize(("labels", "message"), [([0, None, 1], "holds none"), ([0, 5, 1], "has 2 classes, but holds 5")])
+def test_labels_that_are_none_or_too_large_are_named(tmp_path, labels, message):
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
+    table = datasets.Dataset.from_dict({"image": [random_picture()] * 3, "label": [0, 0, 0]}, features=features).data.table
+    table = table.set_column(1, table.schema.field("label"), pyarrow.array(labels, pyarrow.int64()))
+    (tmp_path / "data").mkdir()
+    pyarrow.parquet.write_table(table, tmp_path / "data" / "train.parquet")
+    with pytest.raises(ValueError, match=f"`--label_column` 'label' .*{message}.*train"):
+        load_images(train_data_dir=str(tmp_path / "data"), label_column="label")
+
+
+@pytest.mark.parametrize("turned", [range(8), range(0, 8, 2)], ids=["all", "half"])
+def test_turned_photographs_are_checked_as_they_are_trained_on(tmp_path, turned):
+    """Stored lying, shown standing: some by their tag, the others as they are stored."""
+    (tmp_path / "train").mkdir()
+    shown = np.random.default_rng(0).integers(0, 256, (8, 6, 4, 3), dtype=np.uint8)
+    for i, image in enumerate(shown):
+        exif = PIL.Image.Exif()
+        exif[0x0112] = 6 if i in turned else 1
+        stored = np.ascontiguousarray(image.transpose(1, 0, 2)[::-1]) if i in turned else image
+        PIL.Image.fromarray(stored).save(tmp_path / "train" / f"{i}.png", exif=exif)
+    data = load_images(train_data_dir=str(tmp_path))
+    assert data.shape == (3, 6, 4)
+    kept = {part[i]["images"].numpy().tobytes() for part in (data.train, data.validation) for i in range(len(part))}
+    assert kept == {np.ascontiguousarray(image.transpose(2, 0, 1)).tobytes() for image in shown}
+
+
+@pytest.mark.parametrize("nested", [False, True], ids=["Array2D", "List"])
+@pytest.mark.parametrize(("dtype", "levels"), [("uint8", 256), ("uint16", 65536), ("bool", 2)])
+def test_arrays_have_the_levels_that_they_declare(tmp_path, nested, dtype, levels):
+    images = np.random.default_rng(0).integers(0, 2, (8, 4, 6)).astype(dtype)
+    feature = datasets.List(datasets.List(datasets.Value(dtype))) if nested else datasets.Array2D((4, 6), dtype)
+    folder = write_parquet(tmp_path / "data", {"image": list(images)}, datasets.Features({"image": feature}))
+    data = load_images(train_data_dir=folder)
+    assert (data.shape, data.num_levels) == ((1, 4, 6), levels)
+    kept = {part[i]["images"].numpy().tobytes() for part in (data.train, data.validation) for i in range(len(part))}
+    assert kept == {image.astype(np.uint8 if levels <= 256 else np.int32).tobytes() for image in images}
+
+
+def test_arrays_that_do_not_say_how_many_levels_they_have_need_it_said(tmp_path):
+    folder = write_parquet(tmp_path / "data", {"image": [[[0, 7], [1, 2]]] * 5})
+    with pytest.raises(ValueError, match="highest value is 7: give `--num_levels`, such as 8"):
+        load_images(train_data_dir=folder)
+    assert load_images(train_data_dir=folder, num_levels=8).num_levels == 8
+    with pytest.raises(ValueError, match="`--num_levels` is 7, but image 0 has values from 0 to 7"):
+        load_images(train_data_dir=folder, num_levels=7)
+
+
+def test_arrays_with_their_channels_first_are_not_taken_for_low_pictures(tmp_path):
+    features = datasets.Features({"image": datasets.Array3D((3, 8, 8), "uint8")})
+    folder = write_parquet(tmp_path / "data", {"image": list(np.zeros((4, 3, 8, 8), dtype=np.uint8))}, features)
+    with pytest.raises(ValueError, match=r"looks like \(C, H, W\): .* or confirm by `--num_channels 8`"):
+        load_images(train_data_dir=folder)
+    assert load_images(train_data_dir=folder, num_channels=8).shape == (8, 3, 8)
+
+
+@pytest.fixture
+def damaged(tmp_path) -> str:
+    """Eight pictures of the constants 0 to 7, of which 2 is empty and 5 a page of text."""
+    pictures = [PIL.Image.fromarray(np.full((4, 6), i, dtype=np.uint8)) for i in range(8)]
+    folder = write_folder(tmp_path / "data", {"train": pictures, "test": pictures[:2]})
+    (tmp_path / "data" / "train" / "2.png").write_bytes(b"")
+    (tmp_path / "data" / "train" / "5.png").write_text("<html>404</html>")
+    return folder
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_unreadable_images_are_named_or_left_out(damaged, num_workers):
+    with pytest.raises(ValueError, match=r"\(train\[2\]\) .*2\.png: It is empty\. 1 more images .*`--skip_unreadable_images`"):
+        load_images(train_data_dir=damaged, num_workers=num_workers)
+    data = load_images(train_data_dir=damaged, skip_unreadable_images=True, num_workers=num_workers)
+    assert [int(data.train[i]["images"].max()) for i in range(len(data.train))] == [0, 1, 3, 4, 6, 7]
+    assert len(data.unreadable) == 2 and "5.png: It is no image that Pillow knows" in data.unreadable[1]
+
+
+def test_the_check_is_repeated_for_files_that_change(tmp_path, damaged):
+    """What it found is kept, by the files' times: a second start decodes nothing, a repaired or damaged file is seen."""
+    load_images(train_data_dir=damaged, skip_unreadable_images=True)
+    for name in ("2.png", "5.png"):
+        PIL.Image.new("L", (6, 4)).save(tmp_path / "data" / "train" / name)
+    assert len(load_images(train_data_dir=damaged).train) == 8
+    (tmp_path / "data" / "train" / "7.png").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"7\.png: It is empty"):
+        load_images(train_data_dir=damaged)
+
+
+def test_a_second_check_decodes_nothing(tmp_path, damaged, monkeypatch):
+    load_images(train_data_dir=damaged, skip_unreadable_images=True)
+    monkeypatch.setattr("vdm_diffusers.checking._describe", None)
+    assert len(load_images(train_data_dir=damaged, skip_unreadable_images=True).train) == 6
+
+
+def test_a_row_without_an_image_is_named(tmp_path):
+    features = datasets.Features({"image": datasets.Image()})
+    folder = write_parquet(tmp_path / "data", {"image": [random_picture()] * 3 + [None]}, features)
+    with pytest.raises(ValueError, match=r"\(train\[3\]\): There is no image"):
+        load_images(train_data_dir=folder)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        ({"train": 1}, "has 1 images, but at least 3 are needed"),
+        ({"train": 2}, "has 2 images, but at least 3 are needed"),
+        ({"train": 8, "test": 1}, "The held-out split 'test' has 1 images, but a standard error needs 2"),
+    ],
+)
+def test_too_few_images_are_refused(tmp_path, images, message):
+    pictures = {split: [random_picture() for _ in range(number)] for split, number in images.items()}
+    with pytest.raises(ValueError, match=message):
+        load_images(train_data_dir=write_folder(tmp_path / "data", pictures))
+
+
+def test_an_empty_split_is_refused(tmp_path):
+    features = datasets.Features({"image": datasets.Image()})
+    folder = write_parquet(tmp_path / "data", {"image": [random_picture()] * 3}, features)
+    datasets.Dataset.from_dict({"image": []}, features=features).to_parquet(tmp_path / "data" / "test.parquet")
+    with pytest.raises(ValueError, match="\"test\" corresponds to no data|The split 'test' has no images"):
+        load_images(train_data_dir=folder)
+
+
+def test_images_of_any_size_and_mode_are_prepared_where_that_is_asked_for(tmp_path):
+    pictures = [random_picture("RGB", (6 + i, 5)) for i in range(3)] + [random_picture("L", (9, 9))]
+    folder = write_folder(tmp_path / "data", {"train": pictures, "test": pictures[:2]})
+    with pytest.raises(ValueError, match="and 1 more: make them alike by `--resize N --center_crop` and `--convert RGB`"):
+        load_images(train_data_dir=folder)
+    preparation = Preparation(resize=4, center_crop=True, convert="RGB")
+    data = load_images(train_data_dir=folder, preparation=preparation)
+    assert (data.shape, data.num_levels, data.preparation) == ((3, 4, 4), 256, preparation)
+    with pytest.raises(ValueError, match="`--resize` is 4, but the embedded digits have no choice of it"):
+        load_images(preparation=Preparation(resize=4))

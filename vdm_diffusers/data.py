@@ -1,22 +1,25 @@
 """Image data sets: a name on the Hub, a folder, or the embedded digits -> integer images, checked before anything else runs."""
 
-import io
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL.Image
-import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
+from .checking import check_values, common_format, count_classes, inspect
+from .decoding import AS_STORED, CONVERSIONS, PLAIN_DECODER, Decoder, Preparation, image_format, image_to_tensor
+
 
 DIGITS_TRAIN_SIZE = 1500
-MODES = {"1": (1, 2), "L": (1, 256), "LA": (2, 256), "RGB": (3, 256), "RGBA": (4, 256), "I;16": (1, 65536)}
-"""Channels and levels of the PIL modes whose values are what they show; a palette's are not."""
 VALIDATION_SPLITS = ("validation", "valid", "val", "test")
+MIN_HELD_OUT = 2
+"""A standard error needs two images."""
+
+__all__ = ["ImageData", "ImageDataset", "image_format", "image_to_tensor", "load_digits", "load_images"]
 
 
 class ImageDataset(Dataset):
@@ -24,19 +27,26 @@ class ImageDataset(Dataset):
 
     Args:
         rows: A sequence of mappings, such as a [`datasets.Dataset`].
-        image_column (`str`): Its images: PIL images, or integer arrays `(H, W)` or `(H, W, C)`.
+        image_column (`str`): Its images, in any form that a [`Decoder`] takes.
         label_column (`str`, *optional*): Its integer labels.
+        decoder ([`Decoder`]): What reads them.
     """
 
-    def __init__(self, rows: Sequence[dict[str, Any]], image_column: str = "image", label_column: str | None = None):
-        self.rows, self.image_column, self.label_column = rows, image_column, label_column
+    def __init__(
+        self,
+        rows: Sequence[dict[str, Any]],
+        image_column: str = "image",
+        label_column: str | None = None,
+        decoder: Decoder = PLAIN_DECODER,
+    ):
+        self.rows, self.image_column, self.label_column, self.decoder = rows, image_column, label_column, decoder
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, Tensor | int]:
         row = self.rows[index]
-        item = {"images": image_to_tensor(row[self.image_column])}
+        item = {"images": self.decoder(row[self.image_column]).pixels}
         return item if self.label_column is None else item | {"class_labels": row[self.label_column]}
 
 
@@ -53,6 +63,8 @@ class ImageData:
         name (`str`): For messages and the model card.
         origin (`str`, *optional*): Of latents, which images they were encoded from and by what.
         class_names (`list[str]`, *optional*): Names of the classes in the order of their labels, where the data have them.
+        preparation ([`Preparation`]): What was done to the images beyond reading them.
+        unreadable (`tuple[str, ...]`): A sentence for every image that was left out because it can't be read.
     """
 
     train: Dataset | IterableDataset
@@ -63,19 +75,8 @@ class ImageData:
     name: str
     origin: str | None = None
     class_names: list[str] | None = None
-
-
-def image_to_tensor(image: PIL.Image.Image | np.ndarray | list) -> Tensor:
-    """A PIL image, or an integer array `(H, W)` or `(H, W, C)`, as integers `(C, H, W)`: uint8 if they fit, else int32."""
-    array = np.asarray(image)
-    if array.dtype.kind not in "biu" or array.ndim not in (2, 3):
-        raise ValueError(
-            f"An image has the shape {array.shape} and the type {array.dtype}, but images must be integers, (H, W) or"
-            " (H, W, C)."
-        )
-    array = array[:, :, None] if array.ndim == 2 else array
-    dtype = np.uint8 if array.dtype.itemsize == 1 else np.int32
-    return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)).astype(dtype))
+    preparation: Preparation = AS_STORED
+    unreadable: tuple[str, ...] = ()
 
 
 def load_digits(label_column: str | None = None) -> ImageData:
@@ -112,11 +113,16 @@ def load_images(
     resolution: int | None = None,
     num_channels: int | None = None,
     num_levels: int | None = None,
+    preparation: Preparation = AS_STORED,
+    skip_unreadable_images: bool = False,
+    num_workers: int = 0,
+    check_train: bool = True,
 ) -> ImageData:
     """
     Load images from the Hub or from a folder and check every one of them; without either, the embedded digits.
 
-    Images are never resized or converted: a bound in bits per dimension is one of the data as they are.
+    Images are resized and converted only where a `preparation` asks for it: a bound in bits per dimension is one of the data as
+    they are.
 
     Args:
         dataset_name (`str`, *optional*): A data set on the Hub.
@@ -126,8 +132,13 @@ def load_images(
         image_column (`str`, *optional*): Name of the column of images. Defaults to the only one, or to `"image"`.
         label_column (`str`, *optional*): Name of a column of class labels.
         validation_split (`str`, *optional*):
-            Defaults to `validation` or `test`; where there is neither, a twentieth of the training images are held out.
+            Defaults to `validation` or `test`; where there is neither, a twentieth of the training images, two at least, are
+            held out.
         resolution, num_channels, num_levels (`int`, *optional*): What the images must have; taken from them by default.
+        preparation ([`Preparation`]): What is done to image files beyond reading them.
+        skip_unreadable_images (`bool`): Whether images that can't be read are left out, and listed as `unreadable`.
+        num_workers (`int`): Processes that check the images; 0 is this one.
+        check_train (`bool`): Whether the training images are checked where there is a held-out split of its own.
 
     Raises:
         `ValueError`: that names the option and the remedy, for anything missing, contradictory or unsuitable.
@@ -139,6 +150,8 @@ def load_images(
             "dataset_config_name": dataset_config_name,
             "image_column": image_column,
             "validation_split": validation_split,
+            "resize": preparation.resize,
+            "convert": preparation.convert,
         }
         for option, value in choices.items():
             if value is not None:
@@ -150,24 +163,35 @@ def load_images(
         return data
 
     splits = load_splits(dataset_name, train_data_dir, dataset_config_name, cache_dir)
-    train, validation = _train_and_validation(splits, validation_split)
-    image_column = find_image_column(train.features, image_column, label_column)
-    shape, levels = common_format({"train": train, "validation": validation}, image_column)
+    held_out = held_out_split(splits, validation_split)
+    features = splits["train"].features
+    image_column = find_image_column(features, image_column, label_column)
+    decoder = decoder_of(features[image_column], preparation)
+    columns = [image_column] if label_column is None else [image_column, label_column]
+    rows = {name: undecoded(splits[name].select_columns(columns), image_column) for name in ("train", held_out) if name}
+    inspections = [
+        inspect(rows[name], name, image_column, decoder, num_workers, skip_unreadable_images)
+        for name in rows
+        if check_train or name == held_out or held_out is None
+    ]
+    shape, levels = common_format(inspections)
     check_shape(shape, resolution, num_channels)
     check_type(levels, num_levels)
-    data = ImageData(
-        train=ImageDataset(train, image_column, label_column),
-        validation=ImageDataset(validation, image_column, label_column),
+    check_values(inspections, levels, num_levels)
+    rows |= {inspection.name: inspection.rows for inspection in inspections}
+    train, validation = (rows["train"], rows[held_out]) if held_out else _divided(rows["train"])
+    check_number(validation, held_out)
+    return ImageData(
+        train=ImageDataset(train, image_column, label_column, decoder),
+        validation=ImageDataset(validation, image_column, label_column, decoder),
         shape=shape,
         num_levels=num_levels or levels,
-        num_classes=None if label_column is None else _count_classes((train, validation), label_column),
+        num_classes=None if label_column is None else count_classes(inspections, label_column),
         name=dataset_name or train_data_dir,
-        class_names=names_of_classes(train.features, label_column),
+        class_names=names_of_classes(features, label_column),
+        preparation=preparation,
+        unreadable=tuple(sentence for inspection in inspections for sentence in inspection.unreadable),
     )
-    if data.num_levels < levels:
-        check_levels(data.train, num_levels)
-        check_levels(data.validation, num_levels)
-    return data
 
 
 def load_splits(name: str | None, folder: str | None, config_name: str | None, cache_dir: str | None, streaming: bool = False):
@@ -180,19 +204,37 @@ def load_splits(name: str | None, folder: str | None, config_name: str | None, c
     try:
         return load_dataset(source, config_name, cache_dir=cache_dir, streaming=streaming)
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
-            f"`{option}` {source!r} could not be loaded: {reason} Give the name of a data set on the Hub as"
+            f"`{option}` {source!r} could not be loaded: {reason_of(error)} Give the name of a data set on the Hub as"
             " `--dataset_name`, or a folder of images or parquet files as `--train_data_dir`."
         ) from error
 
 
-def _train_and_validation(splits, validation_split: str | None):
-    validation_split = held_out_split(splits, validation_split)
-    if validation_split is None:
-        held_out = splits["train"].train_test_split(test_size=0.05, seed=0)
-        return held_out["train"], held_out["test"]
-    return splits["train"], splits[validation_split]
+def reason_of(error: BaseException) -> str:
+    """The first line of what is at the bottom of an error."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _divided(rows):
+    """Rows to train on, and a twentieth that is held out."""
+    if len(rows) <= MIN_HELD_OUT:
+        raise ValueError(
+            f"The data set has {len(rows)} images, but at least {MIN_HELD_OUT + 1} are needed, of which {MIN_HELD_OUT} are held"
+            " out, for a standard error needs two."
+        )
+    halves = rows.train_test_split(test_size=max(MIN_HELD_OUT, math.ceil(0.05 * len(rows))), seed=0)
+    return halves["train"], halves["test"]
+
+
+def check_number(validation, split: str | None) -> None:
+    """Raise `ValueError` if there are too few held-out images."""
+    if len(validation) < MIN_HELD_OUT:
+        raise ValueError(
+            f"The held-out split {split!r} has {len(validation)} images, but a standard error needs {MIN_HELD_OUT}: name"
+            " another one by `--validation_split`, or add to it."
+        )
 
 
 def held_out_split(splits, validation_split: str | None) -> str | None:
@@ -216,85 +258,66 @@ def find_image_column(features, image_column: str | None, label_column: str | No
     return image_column
 
 
-def common_format(datasets: dict[str, Any], image_column: str) -> tuple[tuple[int, int, int], int]:
-    """The `(C, H, W)` and the number of levels that all images share, read from their headers alone where they have one."""
-    formats: dict[tuple, str] = {}
-    for split, dataset in datasets.items():
-        for index, image in enumerate(_headers(dataset, image_column)):
-            formats.setdefault(image_format(image), f"{split}[{index}]")
-    if len(formats) > 1:
-        found = ", ".join(
-            f"{channels}×{height}×{width} ({place})" for ((channels, height, width), _), place in list(formats.items())[:3]
-        )
-        raise ValueError(f"All images must have one shape and type, but there are {found}: make them alike first.")
-    return next(iter(formats))
-
-
-def _headers(dataset, image_column: str):
-    """The images of a data set, undecoded where they are stored as files."""
+def undecoded(rows, image_column: str):
+    """The rows with the files of their images as they are stored; what is no file stays what it is."""
     from datasets import Image
 
-    if not isinstance(dataset.features[image_column], Image):
-        return (row[image_column] for row in dataset.select_columns([image_column]))
-    files = dataset.select_columns([image_column]).cast_column(image_column, Image(decode=False))
-    files = (row[image_column] for row in files)
-    return (PIL.Image.open(file["path"] if file["bytes"] is None else io.BytesIO(file["bytes"])) for file in files)
+    is_file = isinstance(rows.features[image_column], Image)
+    return rows.cast_column(image_column, Image(decode=False)) if is_file else rows
 
 
-def image_format(image: PIL.Image.Image | list) -> tuple[tuple[int, int, int], int]:
-    """The `(C, H, W)` of an image and the number of levels that its type holds; `ValueError` for PIL modes without levels."""
-    if not isinstance(image, PIL.Image.Image):
-        tensor = image_to_tensor(image)
-        return tuple(tensor.shape), 256 if tensor.dtype == torch.uint8 else int(2**31)
-    if image.mode not in MODES:
-        raise ValueError(f"There are images of PIL mode {image.mode!r}: convert them to one of {', '.join(MODES)} first.")
-    channels, levels = MODES[image.mode]
-    return (channels, image.height, image.width), levels
+def decoder_of(feature, preparation: Preparation) -> Decoder:
+    """What reads the images of a column, in the mode or of the type that it declares."""
+    from datasets import Image
+
+    if isinstance(feature, Image) and feature.mode is not None and preparation.convert is None:
+        if feature.mode not in CONVERSIONS:
+            raise ValueError(f"The column of images declares PIL mode {feature.mode!r}: choose another by `--convert`.")
+        preparation = replace(preparation, convert=feature.mode)
+    dtype = getattr(_innermost(feature), "dtype", None)
+    return Decoder(preparation, dtype if dtype in INTEGERS else None)
+
+
+def _innermost(feature):
+    """What nested lists hold."""
+    while inner := feature[0] if isinstance(feature, list) else getattr(feature, "feature", None):
+        feature = inner
+    return feature
+
+
+INTEGERS = {"bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))}
 
 
 def check_shape(shape: tuple[int, int, int], resolution: int | None, num_channels: int | None) -> None:
+    """Raise `ValueError` if the shape isn't the one asked for, or looks like one with the channels first."""
     channels, height, width = shape
+    if height <= MAX_COLOURS and channels >= MIN_SIDE and num_channels != channels:
+        raise ValueError(
+            f"The images are arrays ({height}, {width}, {channels}), which looks like (C, H, W): store them as (H, W, C), or"
+            f" confirm by `--num_channels {channels}` that they are."
+        )
     if resolution is not None and (height, width) != (resolution, resolution):
         raise ValueError(
-            f"`--resolution` is {resolution}, but the images are {height}×{width}: leave it out, or resize the images"
-            " beforehand, which makes them another data set."
+            f"`--resolution` is {resolution}, but the images are {height}×{width}: leave it out, or make them another data set"
+            f" by `--resize {resolution} --center_crop`."
         )
     if num_channels not in (None, channels):
         raise ValueError(f"`--num_channels` is {num_channels}, but the images have {channels}: leave it out.")
 
 
-def check_type(levels: int, num_levels: int | None) -> None:
+MAX_COLOURS, MIN_SIDE = 4, 8
+"""Arrays with no more rows than colours, and at least so many channels as a picture has columns, have their channels first."""
+
+
+def check_type(levels: int | None, num_levels: int | None) -> None:
     """Raise `ValueError` unless a type of images that holds so many levels holds `num_levels`."""
-    if num_levels is not None and num_levels > levels:
+    if num_levels is not None and levels is not None and num_levels > levels:
         raise ValueError(
             f"`--num_levels` is {num_levels}, but the images are of a type that holds {levels}: images of fewer levels are"
             " other data, with another likelihood."
         )
 
 
-def check_levels(images: Dataset, num_levels: int) -> None:
-    for index in range(len(images)):
-        values = images[index]["images"]
-        if values.min() < 0 or values.max() >= num_levels:
-            raise ValueError(
-                f"`--num_levels` is {num_levels}, but image {index} has values from {values.min()} to {values.max()}:"
-                " images must be integers in [0, num_levels)."
-            )
-
-
 def names_of_classes(features, label_column: str | None) -> list[str] | None:
     """Those that a column of `ClassLabel`s has, as the column `label` of a folder does; `None` for plain integers."""
     return None if label_column is None else getattr(features[label_column], "names", None)
-
-
-def _count_classes(datasets: tuple, label_column: str) -> int:
-    feature = datasets[0].features[label_column]
-    labels = np.concatenate([dataset[label_column] for dataset in datasets])
-    if labels.dtype.kind not in "iu":
-        raise ValueError(f"`--label_column` {label_column!r} must hold integers from 0, but holds {labels.dtype}.")
-    if labels.min() < 0:
-        raise ValueError(
-            f"`--label_column` {label_column!r} must hold integers from 0, but holds {labels.min()}, which often means no"
-            " label: leave such images out, or name a labelled `--validation_split`."
-        )
-    return getattr(feature, "num_classes", int(labels.max()) + 1)

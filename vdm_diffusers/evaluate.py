@@ -19,8 +19,10 @@ from accelerate.utils import parse_flag_from_env
 from diffusers import DiffusionPipeline
 from torch.utils.data import Subset
 
+from .checking import describe_unreadable
 from .data import ImageData, load_images
 from .ddpm_bound import DDPM, VARIANCE_TYPES, ddpm_bound
+from .decoding import CONVERSIONS, Preparation
 from .dequantization import DEQUANTIZATIONS
 from .figures import check_figure_path, save_loss_profiles
 from .likelihood import variational_bound
@@ -69,6 +71,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--data_dir", help="A folder of images or parquet files. Without either: the embedded digits.")
     parser.add_argument("--image_column", help="The column of images. Default: the only one, or image.")
     parser.add_argument("--label_column", help="The column of class labels, for a class-conditional model.")
+    parser.add_argument("--resize", type=int, help="Resize images so that their shorter side has so many pixels.")
+    parser.add_argument("--center_crop", action="store_true", help="Cut out the middle square of resized images.")
+    parser.add_argument("--convert", choices=CONVERSIONS, help="Convert images to this PIL mode.")
+    parser.add_argument("--skip_unreadable_images", action="store_true", help="Leave out images that can't be read.")
     parser.add_argument("--split", help="The split to evaluate. Default: validation or test.")
     parser.add_argument("--max_images", type=int, help="Only so many images, the first. Default: all.")
     parser.add_argument(
@@ -151,7 +157,7 @@ def evaluate(options: argparse.Namespace, processes: PartialState) -> dict:
     }
     return {
         "model": options.pretrained_model_name_or_path,
-        "data": {"name": data.name, "split": options.split, "shape": list(data.shape), "num_levels": data.num_levels},
+        "data": _describe(data, options.split),
         "num_images": len(images),
         "num_repeats": options.num_repeats,
         "num_processes": processes.num_processes,
@@ -164,6 +170,12 @@ def evaluate(options: argparse.Namespace, processes: PartialState) -> dict:
             for row, measure in MEASUREMENTS[estimator](pipeline, options, processes.device)
         ],
     }
+
+
+def _describe(data: ImageData, split: str | None) -> dict:
+    """What the figures are of."""
+    description = {"name": data.name, "split": split, "shape": list(data.shape), "num_levels": data.num_levels}
+    return description | {"preparation": str(data.preparation) or None, "unreadable": list(data.unreadable)}
 
 
 Measurements = Iterator[tuple[dict, Callable]]
@@ -224,6 +236,9 @@ def load_data(options: argparse.Namespace, num_levels: int) -> ImageData:
             label_column=options.label_column,
             validation_split=options.split,
             num_levels=num_levels,
+            preparation=Preparation(options.resize, options.center_crop, options.convert),
+            skip_unreadable_images=options.skip_unreadable_images,
+            check_train=False,
         )
     except ValueError as error:
         raise ValueError(_in_own_names(str(error))) from error
@@ -269,10 +284,13 @@ def _name(row: dict) -> str:
 def table(result: dict) -> str:
     """The results in Markdown, in bits per dimension."""
     columns = ("images alone", "draws alone", "prior", "reconstruction", "diffusion", "variance")
-    notes = []
+    of, notes = result["data"], []
+    prepared = f", {of['preparation']}" if of["preparation"] else ""
+    if of["unreadable"]:
+        notes += ["", describe_unreadable(of["unreadable"])]
     keys = ("standard_error_images", "standard_error_draws", *columns[2:])
     lines = [
-        f"{result['num_images']} images of {result['data']['name']}, {result['num_repeats']} repeats, seed {result['seed']};"
+        f"{result['num_images']} images of {of['name']}{prepared}, {result['num_repeats']} repeats, seed {result['seed']};"
         " bits/dim ± standard error\n",
         f"| | bits/dim | {' | '.join(columns)} |",
         "| --- |" + " --- |" * (len(columns) + 1),

@@ -37,7 +37,7 @@ CARD = """---
 # {title}
 
 A [variational diffusion model](https://arxiv.org/abs/2107.00630) of {data}, {channels}×{height}×{width} {kind},
-trained with vdm_diffusers{progress}.
+trained with vdm_diffusers{progress}.{preparation}
 
 | {unit} of {num_images} held-out images | |
 | --- | --- |
@@ -105,6 +105,7 @@ def save_model_card(folder: Path, config: TrainingConfig, data: ImageData, vdm: 
         height=height,
         width=width,
         kind=f"with {data.num_levels} levels" if vdm.unit is BITS_PER_DIM else "latents of an autoencoder",
+        preparation=f" Its images were {data.preparation}: the figures are of images so prepared." if data.preparation else "",
         unit="bits per dimension" if vdm.unit is BITS_PER_DIM else "nats per dimension of the latents",
         progress="" if metrics["step"] == config.max_train_steps else f", after {metrics['step']} of its steps",
         figures=_figures(metrics, vdm.unit),
@@ -177,6 +178,7 @@ def evaluation_command(model: str, config: TrainingConfig, data: ImageData, metr
         "seed": config.seed,
     }
     flags = [part for name, value in options.items() if value is not None for part in (f"--{name}", str(value))]
+    flags += [*config.preparation.flags(), *["--skip_unreadable_images"] * config.skip_unreadable_images]
     return ["python", "-m", "vdm_diffusers.evaluate", *flags]
 
 

@@ -155,7 +155,7 @@ def histogram_bits_per_dim(train: Dataset, test: Dataset, num_levels: int, max_i
     `num_levels` bins.
     """
     counts = torch.ones(test[0]["images"].numel(), num_levels, dtype=torch.float64)
-    rows = train.epoch() if isinstance(train, ImageStream) else (train[i] for i in range(len(train)))
+    rows = train.suitable_items() if isinstance(train, ImageStream) else (train[i] for i in range(len(train)))
     for row in islice(rows, max_images):
         counts[torch.arange(len(counts)), row["images"].flatten().long()] += 1
     bits = -torch.log2(counts / counts.sum(1, keepdim=True))

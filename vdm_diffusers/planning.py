@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.utils.data import IterableDataset
 
+from .checking import describe_unreadable
 from .checkpoints import find_checkpoints
 from .data import ImageData
 from .resuming import describe_run, images_a_step
@@ -89,9 +90,11 @@ def describe_plan(
     else:
         train, epochs = f"{len(data.train):,} images", f", {config.max_train_steps / steps_an_epoch(run, data):,.1f} epochs"
     levels = f"{data.num_levels} levels" if vdm.vae is None else f"latents of {type(vdm.vae).__name__}"
+    prepared = f", {data.preparation}" if data.preparation else ""
+    left_out = f"; {describe_unreadable(data.unreadable)}" if data.unreadable else ""
     lines = {
         "data": f"{data.name}: {train} to train on, {len(data.validation):,} held out; {channels}×{height}×{width},"
-        f" {levels}, {'no' if data.num_classes is None else data.num_classes} classes",
+        f" {levels}, {'no' if data.num_classes is None else data.num_classes} classes{prepared}{left_out}",
         "denoiser": f"{type(vdm.unet).__name__}, {num_parameters(vdm.unet):,} parameters",
         "noise schedule": f"{type(vdm.noise_schedule).__name__}, {num_parameters(vdm.noise_schedule):,} parameters",
         "steps": f"{config.max_train_steps:,} of {images_a_step(run):,} images: {num_processes} processes × batch"

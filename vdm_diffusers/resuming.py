@@ -16,6 +16,7 @@ FREE_OPTIONS = {
     "allow_config_change", "dry_run", "checkpointing_steps", "checkpoints_total_limit", "logging_steps", "validation_steps",
     "validation_repeats", "max_validation_images", "final_validation_repeats", "num_samples", "num_inference_steps",
     "report_to", "push_to_hub", "hub_model_id", "hub_private_repo", "hub_strategy", "hub_license",
+    "skip_unreadable_images",
 }  # fmt: skip
 """Options that leave the weights as they are: a resumed run may have others."""
 

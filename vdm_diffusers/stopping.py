@@ -35,7 +35,15 @@ class StopSignals:
 
     def agreed(self) -> signal.Signals | None:
         """The signal that any of the processes has received. Call it on all of them alike, for they wait for each other."""
-        number = torch.tensor(self.received)
+        number = self._highest(self.received)
+        return signal.Signals(number) if number else None
+
+    def any(self, condition: bool) -> bool:
+        """Whether a condition holds on any of the processes. Call it on all of them alike."""
+        return bool(self._highest(int(condition)))
+
+    def _highest(self, value: int) -> int:
+        number = torch.tensor(value)
         if self._group is not None:
             dist.all_reduce(number, dist.ReduceOp.MAX, group=self._group)
-        return signal.Signals(number.item()) if number else None
+        return number.item()

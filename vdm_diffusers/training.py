@@ -1,7 +1,7 @@
 """What a training run does: trains a model, looks at it from time to time, and survives what happens to it."""
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count, islice
 from pathlib import Path
@@ -9,14 +9,14 @@ from pathlib import Path
 import PIL.Image
 import torch
 from accelerate import Accelerator, PartialState, skip_first_batches
-from accelerate.utils import gather_object
-from accelerate.utils import set_seed
+from accelerate.utils import gather_object, set_seed
 from diffusers.optimization import get_scheduler
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 
 from .augmentations import AUGMENTATIONS
+from .checking import describe_unreadable
 from .checkpoints import CheckpointError, latest_checkpoint, read_manifest, save_checkpoint
 from .data import ImageData
 from .figures import save_noise_schedule
@@ -31,10 +31,16 @@ from .run_state import RunState, unusable
 from .sample_grids import draw_samples, save_samples
 from .secrecy import redacted
 from .stopping import StopSignals, TrainingStopped
-from .streaming import ImageStream, StreamLoader
+from .streaming import ImageStream, StreamError, StreamLoader
 from .training_config import TrainingConfig
 from .units import BITS_PER_DIM
 from .vdm import VDM, VDMLoss, stratified_times
+
+
+SHOWN_UNREADABLE = 3
+"""So many images of a stream that can't be read are reported on the terminal, each when it comes."""
+UNREADABLE = "unreadable_images.txt"
+"""Lists, in the run's folder, the images that were left out because they can't be read."""
 
 
 class History:
@@ -104,6 +110,7 @@ class Trainer:
         self.not_reduced: list[Tensor] = []
         stream = self.loader if isinstance(self.loader, StreamLoader) else None
         self.state = RunState(accelerator, self.placement, self.lr_scheduler, self.ema, self.history, stream)
+        self.unreadable: set[str] = set()
         if checkpoint is not None:
             self._load(checkpoint)
             self.ema.to(accelerator.device)
@@ -123,9 +130,11 @@ class Trainer:
         Raises:
             `FloatingPointError`: when a loss or a gradient is not finite, naming the step and the last good checkpoint.
             [`TrainingStopped`]: after SIGTERM or SIGINT, with a checkpoint of the last step.
+            [`StreamError`]: when a row of a stream can't be trained on, with a checkpoint of the last step.
             [`CheckpointError`]: if that checkpoint can't be written.
         """
         batches = self._batches()
+        self._note_unreadable(self.data.unreadable if self.accelerator.is_main_process else ())
         self.model.train()
         with StopSignals() as signals:
             while self.history.step < self.config.max_train_steps or self._validation_is_due():
@@ -134,7 +143,7 @@ class Trainer:
                 if self._validation_is_due():
                     self._validate()
                     continue
-                self._optimizer_step(batches)
+                self._optimizer_step(self._batches_of_step(batches, signals))
                 if self._is_due(self.config.logging_steps):
                     self._log()
                 if self._is_due(self.config.checkpointing_steps):
@@ -167,7 +176,7 @@ class Trainer:
     def _batches(self) -> Iterator[dict[str, Tensor]]:
         """Batches from where the run stands, epoch after epoch of whole steps, each in its own order."""
         if isinstance(self.loader, StreamLoader):
-            yield from self.loader
+            return  # taken step by step
         first_epoch, done = divmod(self.history.step, self.steps_an_epoch)
         for epoch in count(first_epoch):
             self.loader.set_epoch(epoch)
@@ -175,10 +184,27 @@ class Trainer:
             yield from islice(skip_first_batches(self.loader, to_skip) if to_skip else self.loader, to_take)
             done = 0
 
-    def _optimizer_step(self, batches: Iterator[dict[str, Tensor]]) -> None:
+    def _batches_of_step(self, batches: Iterator[dict[str, Tensor]], signals: StopSignals) -> Iterable[dict[str, Tensor]]:
+        """Those of the next step. Where a stream has a row that can't be trained on, on any process, all of them stop."""
+        number, taken, problem = self.config.gradient_accumulation_steps, [], None
+        if not isinstance(self.loader, StreamLoader):
+            return islice(batches, number)
+        try:
+            taken = self.loader.take(number)
+        except StreamError as error:
+            problem = str(error)
+        self._note_unreadable(self.loader.unreadable)
+        self.loader.unreadable.clear()
+        if signals.any(problem is not None):
+            self.loader.go_back()
+            self._leave_checkpoint()
+            found = [sentence for sentence in gather_object([problem]) if sentence is not None]
+            raise StreamError(f"{found[0]} {self._way_on()}")
+        return taken
+
+    def _optimizer_step(self, batches: Iterable[dict[str, Tensor]]) -> None:
         moments = []
-        for micro_step in range(self.config.gradient_accumulation_steps):
-            batch = next(batches)
+        for micro_step, batch in enumerate(batches):
             images, conditioning = AUGMENTATIONS[self.config.augmentation](batch["images"])
             with self.accelerator.accumulate(self.model):
                 loss = self.model(images, self._labels(batch), self._times(micro_step), conditioning=conditioning)
@@ -319,13 +345,27 @@ class Trainer:
             self._warn(f"no checkpoint could be written: {error}. Training goes on; {kept}.")
 
     def _stop(self, number: signal.Signals) -> None:
+        self._leave_checkpoint()
+        raise TrainingStopped(f"{number.name} at step {self.history.step}: {self._way_on()}")
+
+    def _leave_checkpoint(self) -> None:
+        """Write the checkpoint with which a run ends early."""
         if not (self.output_dir / f"checkpoint-{self.history.step}").exists():
             self._checkpoint()
         self.progress.close()
-        raise TrainingStopped(
-            f"{number.name} at step {self.history.step}: checkpoint-{self.history.step} is written, go on from it by"
-            " `--resume_from_checkpoint latest`."
-        )
+
+    def _way_on(self) -> str:
+        return f"checkpoint-{self.history.step} is written, go on from it by `--resume_from_checkpoint latest`."
+
+    def _note_unreadable(self, sentences: Sequence[str]) -> None:
+        """List images that were left out, in the run's folder, and the first of them on the terminal."""
+        new = [sentence for sentence in sentences if sentence not in self.unreadable]
+        if new:
+            if len(self.unreadable) < SHOWN_UNREADABLE:
+                self._warn(describe_unreadable(new))
+            self.unreadable.update(new)
+            with self._going_on_without(UNREADABLE), open(self.output_dir / UNREADABLE, "a") as file:
+                file.writelines(f"{sentence}\n" for sentence in new)
 
     def _load(self, checkpoint: Path) -> None:
         """Go on from a checkpoint; random numbers are its own if it is one of as many processes, else drawn anew."""

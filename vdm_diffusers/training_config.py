@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from .augmentations import AUGMENTATIONS
+from .decoding import CONVERSIONS, Preparation
 from .gaussian import PREDICTIONS
 from .noise_schedules import NOISE_SCHEDULES, LearnedChainSchedule, TableSchedule
 from .secrecy import check_secret, keep_secret
@@ -31,6 +32,9 @@ class TrainingConfig:
     Every option of `train_vdm.py`. The defaults are the paper's for CIFAR-10; without a data set, [`DIGITS`] replaces some.
 
     Raises `ValueError`, naming the option and the remedy, for values that no run can have.
+
+    Attributes:
+        preparation ([`Preparation`]): What is done to images beyond reading them.
     """
 
     # Data
@@ -46,12 +50,22 @@ class TrainingConfig:
     resolution: int | None = option(None, "Height and width that the images must have. Default: whatever they have.")
     num_channels: int | None = option(None, "Channels that the images must have. Default: whatever they have.")
     num_levels: int | None = option(None, "Images are integers in [0, num_levels). Default: what their type can hold.")
+    resize: int | None = option(
+        None, "Resize images so that their shorter side has so many pixels, which makes them another data set."
+    )
+    center_crop: bool = option(False, "Cut out the middle square of resized images.")
+    convert: Literal[CONVERSIONS] | None = option(
+        None, "Convert images to this PIL mode: palettes and CMYK become colours, transparency is dropped."
+    )
+    skip_unreadable_images: bool = option(
+        False, "Leave out images that can't be read, and list them in unreadable_images.txt, instead of refusing them."
+    )
     streaming: bool = option(False, "Read the training set as training goes on, instead of downloading it first.")
     shuffle_buffer_size: int = option(10_000, "Images of a stream, undecoded, that are shuffled among each other.")
     augmentation: Literal[tuple(AUGMENTATIONS)] = option(
         "none", "Random flips, or the paper's flips and quarter turns, which the denoiser is told of."
     )
-    dataloader_num_workers: int = option(0, "Processes that decode images.")
+    dataloader_num_workers: int = option(0, "Processes that check and decode images.")
 
     # Model
     vae_model_name_or_path: str | None = option(
@@ -148,6 +162,7 @@ class TrainingConfig:
                     raise ValueError(f"`--{name}` is {value}, but must be {condition}.")
         if self.validation_split == "train":
             raise ValueError("`--validation_split` is 'train', whose images are trained on: name another, or leave it out.")
+        self.preparation = Preparation(self.resize, self.center_crop, self.convert)
         if self.streaming and self.dataset_name is None and self.train_data_dir is None:
             raise ValueError("`--streaming` needs `--dataset_name` or `--train_data_dir`: the digits are embedded.")
         if self.streaming and self.max_validation_images is None:
@@ -193,7 +208,7 @@ RANGES = {
         "dataloader_num_workers", "learning_rate", "schedule_learning_rate", "lr_warmup_steps", "adam_weight_decay", "seed",
     ),
     ("at least 1", lambda value: value >= 1): (
-        "resolution", "num_channels", "shuffle_buffer_size", "block_channels", "layers_per_side", "norm_num_groups",
+        "resolution", "num_channels", "resize", "shuffle_buffer_size", "block_channels", "layers_per_side", "norm_num_groups",
         "num_timesteps", "max_train_steps", "train_batch_size", "gradient_accumulation_steps", "checkpointing_steps",
         "checkpoints_total_limit", "logging_steps", "validation_steps", "validation_repeats", "final_validation_repeats",
         "num_samples", "num_inference_steps",
