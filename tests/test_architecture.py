@@ -12,6 +12,7 @@ import vdm_diffusers
 
 PACKAGE = Path(vdm_diffusers.__file__).parent
 LAYERS = (
+    {"command_line", "foreign_models"},
     {
         "gaussian",
         "noise_schedules",

@@ -1,10 +1,11 @@
 """TrainingConfig: every option of a training run."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from .augmentations import AUGMENTATIONS
+from .command_line import option
 from .gaussian import PREDICTIONS
 from .noise_schedules import NOISE_SCHEDULES, LearnedChainSchedule, TableSchedule
 from .weightings import WEIGHTINGS
@@ -12,14 +13,6 @@ from .weightings import WEIGHTINGS
 
 LR_SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
 """Those of diffusers that need nothing but the number of steps."""
-
-
-def option(default, help: str, **metadata):
-    """A field of a configuration: its default, its help text, and what else argparse may know of it."""
-    metadata = {"help": help, **metadata}
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
 
 
 @dataclass
@@ -33,7 +26,9 @@ class TrainingConfig:
     # Data
     dataset_name: str | None = option(None, "A data set on the Hub.")
     dataset_config_name: str | None = option(None, "Its configuration.")
-    train_data_dir: str | None = option(None, "A folder of images or parquet files. Without either: the embedded digits.")
+    train_data_dir: str | None = option(
+        None, "A folder of images or parquet files. Without either: the embedded digits.", aliases=("data_dir",)
+    )
     cache_dir: str | None = option(None, "Where downloaded data sets and models are kept.")
     image_column: str | None = option(None, "The column of images. Default: the only one, or image.")
     label_column: str | None = option(None, "A column of class labels: trains a class-conditional model.")
