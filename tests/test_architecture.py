@@ -37,7 +37,7 @@ LAYERS = (
     {"resuming", "optimizers", "sharding"},
     {"planning", "zero"},
     {"placement"},
-    {"model_building", "latent_data", "training", "hub", "convert", "evaluate"},
+    {"model_building", "latent_data", "training", "hub", "convert", "evaluate", "fid"},
 )
 """Lowest first. A module imports only from layers below its own."""
 

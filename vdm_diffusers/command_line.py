@@ -1,8 +1,8 @@
 """Commands: options as a dataclass declares them, from a file and from flags, and one sentence for whatever is wrong.
 
-An option is a field: its name, type and default. Its metadata has `help`; `aliases`, other names of it; and `secret`, whose value
-no message repeats. Files and flags are read by the same functions. A name that is no option may have a secret for its value:
-messages name it alone.
+An option is a field: its name, type and default. Its metadata has `help`; `aliases`, other names of it; and `secret`, whose
+value no message repeats. Files and flags are read by the same functions. A name that is no option may have a secret for its
+value: messages name it alone.
 """
 
 import argparse
@@ -193,9 +193,8 @@ def _find(flag: str, names: dict[str, Option]) -> tuple[str, list[str]]:
     begun = [name for name in names if flag and name.startswith(flag)]
     if len({names[name].name for name in begun}) == 1:
         return begun[0], []
-    raise ValueError(
-        f"`--{flag}` is {'short for several options' if begun else 'no option'}{_did_you_mean(flag, names, begun)}"
-    )
+    what = "short for several options" if begun else "no option"
+    raise ValueError(f"`--{flag[:60]}` is {what}{_did_you_mean(flag[:60], names, begun)}")
 
 
 def _did_you_mean(name: str, names: dict[str, Option], begun: Sequence[str] = ()) -> str:
@@ -229,7 +228,7 @@ def read_file(path: Path, options: Sequence[Option]) -> dict[str, Any]:
     values = {}
     for name, value in content.items():
         if name not in names:
-            raise ValueError(f"{str(path)!r} has {name!r}, which is no option{_did_you_mean(name, names)}")
+            raise ValueError(f"{str(path)!r} has {name[:60]!r}, which is no option{_did_you_mean(name[:60], names)}")
         if value in ("", "~", "null"):
             if not names[name].may_be_none:
                 raise ValueError(f"{str(path)!r} has no value for `{name}`: give one, or leave it out.")
@@ -324,7 +323,13 @@ def exit_with_message(command: str, *error_types: type[Exception], silent: bool 
     try:
         yield
     except error_types as error:
-        raise SystemExit(1 if silent else f"{command}: {error}") from error
+        raise SystemExit(1 if silent else f"{command}: {in_one_line(str(error))}") from error
+
+
+def in_one_line(message: str) -> str:
+    """A message with spaces for its line breaks, and codes for what a terminal can't print."""
+    line = " ".join(message.split("\n"))
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in line)
 
 
 @contextmanager

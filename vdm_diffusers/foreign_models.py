@@ -97,7 +97,8 @@ def read_json(path: Path) -> dict:
         raise ValueError(f"There is no file {path.name!r} in {path.parent.name!r}.")
     if path.stat().st_size > MAX_TEXT_BYTES:
         raise ValueError(f"{path.name!r} has {path.stat().st_size:,} bytes, but a configuration at most {MAX_TEXT_BYTES:,}.")
-    content = json.loads(path.read_text(encoding="utf-8"))
+    with refused_as(f"{path.name!r} in {path.parent.name!r} is no JSON"):
+        content = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(content, dict):
         raise ValueError(f"{path.name!r} holds a {type(content).__name__}, but must be a mapping.")
     return content
@@ -140,7 +141,7 @@ def weights_limited(max_weights: int) -> Iterator[None]:
 
 @torch.no_grad()
 def check_denoiser(unet: ModelMixin, shape: Sequence[int]) -> None:
-    """Raise an error unless a denoiser takes a sample `(C, H, W)` and gives one, or two for its variances; nothing is computed."""
+    """Raise an error unless a denoiser takes a sample `(C, H, W)` and gives one, or two with variances; nothing is computed."""
     with torch.device("meta"):
         twin = type(unet).from_config(dict(unet.config)).eval()
         num_classes = unet.config.get("num_class_embeds") or unet.config.get("num_embeds_ada_norm")

@@ -118,7 +118,7 @@ def new_vdm(config: TrainingConfig, data: ImageData, vae: ModelMixin | None) -> 
 
 
 def build_unet(**options) -> VDMUNet2DModel:
-    """A denoiser with random weights; `ValueError`, before it takes any memory, if training it would need more than there is."""
+    """A denoiser with random weights; `ValueError`, before it takes memory, if training it would need more than there is."""
     max_weights = psutil.virtual_memory().total // BYTES_A_WEIGHT
     with refused_as("`--block_channels`, `--layers_per_side` and the images give no denoiser"):
         with weights_limited(max_weights), torch.device("meta"):
