@@ -167,7 +167,7 @@ def test_the_command_of_a_card_uses_as_many_images(tmp_path, streaming, capsys):
     folder = str(folder_of(PIL.Image.effect_noise((8, 8), 60), tmp_path / "images"))
     data = load_image_stream(2, train_data_dir=folder) if streaming else load_images(train_data_dir=folder)
     digits_vdm(num_levels=256).save_pretrained(tmp_path / "model")
-    vdm = VDM.from_pipeline(evaluate.load_pipeline(str(tmp_path / "model")))
+    vdm = VDM.from_pretrained(tmp_path / "model")
     config = TrainingConfig(train_data_dir=folder, streaming=streaming, max_validation_images=2)
     command = evaluation_command(str(tmp_path / "model"), config, data, {"num_images": 2, "num_repeats": 1})
     evaluate.main(command[3:])

@@ -10,6 +10,7 @@ import math
 import platform
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import MISSING, dataclass
 from functools import partial
 from pathlib import Path
@@ -37,7 +38,6 @@ from .vdm import VDM
 
 COMMAND = "evaluate.py"
 CONTINUOUS = "continuous"
-SAVED_PIPELINE = "Give the folder of a saved pipeline, or its name on the Hub."
 ESTIMATORS = ("vlb", "ode", "ddpm")
 OWN_NAMES = {
     "`--train_data_dir`": "`--data_dir`",
@@ -129,11 +129,11 @@ def parse_options(arguments: Sequence[str]) -> EvaluationOptions:
 
 def evaluate(options: EvaluationOptions, processes: PartialState) -> dict:
     """All that was asked for, as it goes into the JSON; `ValueError` if the images are not what the model is one of."""
-    pipeline = load_pipeline(options.pretrained_model_name_or_path)
+    pipeline = load_pipeline(options)
     if options.dtype == "float64":
         pipeline.unet.double()
     data = load_data(options, pipeline.config.get("num_levels", 256))
-    with refused_as(f"`--pretrained_model_name_or_path` {options.pretrained_model_name_or_path!r} can't be evaluated"):
+    with can_be_evaluated(options):
         check_images(pipeline, data)
         check_denoiser(pipeline.unet, data.shape)
     images = data.validation
@@ -170,18 +170,22 @@ Measurements = Iterator[tuple[dict, Callable]]
 def _bounds(pipeline: DiffusionPipeline, options: EvaluationOptions, device: torch.device) -> Measurements:
     for steps in options.num_timesteps:
         num_timesteps = None if steps == CONTINUOUS else steps
-        vdm = VDM.from_pipeline(pipeline, num_timesteps=num_timesteps).to(device)
+        with can_be_evaluated(options):
+            vdm = VDM.from_pipeline(pipeline, num_timesteps=num_timesteps).to(device)
         yield {"estimator": "vlb", "num_timesteps": num_timesteps}, partial(variational_bound, vdm)
 
 
 def _ode(pipeline: DiffusionPipeline, options: EvaluationOptions, device: torch.device) -> Measurements:
     settings = {name: getattr(options, name) for name in ("dequantization", "num_importance_samples", "trace", "tolerance")}
-    yield {"estimator": "ode"} | settings, partial(ode_likelihood, VDM.from_pipeline(pipeline).to(device), **settings)
+    with can_be_evaluated(options):
+        vdm = VDM.from_pipeline(pipeline).to(device)
+    yield {"estimator": "ode"} | settings, partial(ode_likelihood, vdm, **settings)
 
 
 def _ddpm(pipeline: DiffusionPipeline, options: EvaluationOptions, device: torch.device) -> Measurements:
     for variance_type in options.variance_type or [None]:
-        ddpm = DDPM.from_pipeline(pipeline, variance_type, options.clip_denoised).to(device)
+        with can_be_evaluated(options):
+            ddpm = DDPM.from_pipeline(pipeline, variance_type, options.clip_denoised).to(device)
         settings = {"num_indices": options.num_indices}
         row = {"estimator": "ddpm", "variance_type": ddpm.variance_type, "clip_denoised": ddpm.clip_denoised}
         yield row | settings, partial(ddpm_bound, ddpm, **settings)
@@ -197,13 +201,20 @@ def _versions() -> dict[str, str]:
     return own | {module.__name__: module.__version__ for module in (diffusers, torch)}
 
 
-def load_pipeline(name: str) -> DiffusionPipeline:
+def load_pipeline(options: EvaluationOptions) -> DiffusionPipeline:
     """The pipeline of a folder or of the Hub, if it has a likelihood of pixels."""
-    with refused_as(f"`--pretrained_model_name_or_path` {name!r} could not be loaded", SAVED_PIPELINE):
+    name = options.pretrained_model_name_or_path
+    remedy = "Give the folder of a saved pipeline, or its name on the Hub."
+    with refused_as(f"`--pretrained_model_name_or_path` {name!r} could not be loaded", remedy):
         pipeline = DiffusionPipeline.from_pretrained(check_pipeline(name))
-    with refused_as(f"`--pretrained_model_name_or_path` {name!r} can't be evaluated"):
+    with can_be_evaluated(options):
         check_pixel_space(pipeline)
     return pipeline
+
+
+def can_be_evaluated(options: EvaluationOptions) -> AbstractContextManager:
+    """Where what a model can't do, or what is wrong with it, ends in one sentence."""
+    return refused_as(f"`--pretrained_model_name_or_path` {options.pretrained_model_name_or_path!r} can't be evaluated")
 
 
 def load_data(options: EvaluationOptions, num_levels: int) -> ImageData:

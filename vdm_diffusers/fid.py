@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from .command_line import check_file_to_write, exit_with_message, option, parse_options, without_traceback
 from .data import ImageData, load_images
-from .foreign_models import check_pipeline, refused_as
+from .foreign_models import check_pipeline, reason_of, refused_as
 
 
 COMMAND = "fid.py"
@@ -97,9 +97,10 @@ def measure(options: FidOptions, extractor: nn.Module, extractor_name: str = INC
     Raises:
         `ValueError`: for pipelines and images that have no such distance.
     """
-    if find_spec("torchmetrics") is None:
-        raise ValueError("torchmetrics is not installed: `pip install '.[fid]'` installs what FID and KID need.")
-    import torchmetrics
+    try:
+        import torchmetrics
+    except ImportError as error:
+        raise ValueError(f"{reason_of(error)} `pip install '.[fid]'` installs what FID and KID need.") from error
 
     pipeline = load_pipeline(options)
     data = load_images(

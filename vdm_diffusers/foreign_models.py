@@ -24,7 +24,7 @@ INDEX = "model_index.json"
 WEIGHTS = (".safetensors", ".bin")
 MAX_TEXT_BYTES = 1 << 25
 """Of a configuration: a table of a million gammas takes less."""
-MAX_TENSORS = 20_000
+MAX_TENSORS = 10_000
 """Of a model: the largest of diffusers have some thousands."""
 LIMITS = {"sample_size": 1 << 13, "num_train_timesteps": 10**6, "num_features": 1 << 20, "num_steps": 10**6}
 """Largest values of what costs memory without being weights, wherever a configuration has them."""
@@ -142,8 +142,9 @@ def weights_limited(max_weights: int) -> Iterator[None]:
 @torch.no_grad()
 def check_denoiser(unet: ModelMixin, shape: Sequence[int]) -> None:
     """Raise an error unless a denoiser takes a sample `(C, H, W)` and gives one, or two with variances; nothing is computed."""
+    config = dict(unet.config) | {"_use_default_values": []}  # what is listed there `from_config` would leave out
     with torch.device("meta"):
-        twin = type(unet).from_config(dict(unet.config)).eval()
+        twin = type(unet).from_config(config).eval()
         num_classes = unet.config.get("num_class_embeds") or unet.config.get("num_embeds_ada_norm")
         labels = torch.zeros(1, dtype=torch.long) if num_classes else None
         output = twin(torch.zeros(1, *shape), torch.zeros(1), class_labels=labels, return_dict=False)[0]

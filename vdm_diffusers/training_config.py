@@ -128,6 +128,8 @@ class TrainingConfig:
             for name in names:
                 if (value := getattr(self, name)) is not None and not holds(value):
                     raise ValueError(f"`--{name}` is {value}, but must be {condition}.")
+        if len(self.fourier_powers or []) > 64 or not all(-64 <= power <= 64 for power in self.fourier_powers or []):
+            raise ValueError("`--fourier_powers` must be at most 64 exponents from -64 to 64.")
         if self.validation_split == "train":
             raise ValueError("`--validation_split` is 'train', whose images are trained on: name another, or leave it out.")
         if self.streaming and self.dataset_name is None and self.train_data_dir is None:
@@ -154,6 +156,11 @@ class TrainingConfig:
 RANGES = {
     ("at least 0", lambda value: 0 <= value < math.inf): (
         "dataloader_num_workers", "learning_rate", "schedule_learning_rate", "lr_warmup_steps", "adam_weight_decay", "seed",
+    ),
+    ("below 2^32", lambda value: value < 2**32): ("seed",),
+    ("at most 1,000", lambda value: value <= 1000): ("dataloader_num_workers",),
+    ("at most 1,000,000", lambda value: value <= 10**6): (
+        "num_timesteps", "validation_repeats", "final_validation_repeats", "num_samples", "num_inference_steps",
     ),
     ("at least 1", lambda value: value >= 1): (
         "resolution", "num_channels", "shuffle_buffer_size", "block_channels", "layers_per_side", "norm_num_groups",
