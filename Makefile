@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: train test test-slow style docs bench clean
+.PHONY: train test test-slow fuzz style docs bench clean
 
 train: .venv/quickstart
 	$(BIN)/python train_vdm.py
@@ -15,6 +15,9 @@ test: .venv/test
 
 test-slow: .venv/test
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
+
+fuzz: .venv/test
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz
 
 style: .venv/dev
 	$(BIN)/ruff check --fix .

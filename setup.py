@@ -7,9 +7,10 @@ from setuptools import find_packages, setup
 
 EXTRAS = {
     "quickstart": ["scikit-learn>=1.5", "matplotlib>=3.9", "tensorboard>=2.17"],
-    "test": ["pytest>=8", "hypothesis>=6.100", "scipy>=1.13", "mpmath>=1.3"],
+    "test": ["pytest>=8", "hypothesis>=6.100", "scipy>=1.13", "mpmath>=1.3", "torchmetrics>=1.9"],
     "docs": ["mkdocs>=1.6"],
     "deepspeed": ["deepspeed>=0.19.8"],
+    "fid": ["torchmetrics>=1.9", "torch-fidelity>=0.4", "torchvision>=0.21"],
 }
 EXTRAS["test"] += EXTRAS["quickstart"]
 EXTRAS["dev"] = EXTRAS["test"] + EXTRAS["docs"] + ["ruff>=0.8", "pre-commit>=4"]
@@ -36,6 +37,7 @@ setup(
         "Jinja2>=3.1",
         "numpy>=1.26",
         "pillow>=10",
+        "psutil>=5.9",
         "PyYAML>=6",
         "safetensors>=0.4",
         "torchdata>=0.11",

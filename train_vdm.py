@@ -7,7 +7,6 @@
 `--help` lists every option; docs/training.md explains them.
 """
 
-import argparse
 import json
 import os
 import shutil
@@ -15,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,7 +22,6 @@ from tempfile import mkdtemp
 from typing import Any
 
 import torch
-import yaml
 from accelerate import Accelerator, PartialState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import (
@@ -35,10 +33,11 @@ from accelerate.utils import (
 )
 from diffusers import ModelMixin
 from PIL.Image import Image
-from transformers import HfArgumentParser
 
+from vdm_diffusers import command_line
 from vdm_diffusers.autoencoders import load_autoencoder
 from vdm_diffusers.checkpoints import CheckpointError, clear_the_way, find_checkpoint, find_checkpoints, read_manifest, remove
+from vdm_diffusers.command_line import exit_with_message, without_traceback
 from vdm_diffusers.data import ImageData, load_images
 from vdm_diffusers.figures import save_forward_process, save_training_curve
 from vdm_diffusers.hub import Uploads, check_token, create_repository, save_model_card
@@ -59,6 +58,7 @@ from vdm_diffusers.units import BITS_PER_DIM, Unit
 from vdm_diffusers.vdm import VDM
 
 
+COMMAND = "train_vdm.py"
 CONFIG_NAME = "training_config.json"
 
 
@@ -70,7 +70,7 @@ def main() -> None:
 def run(until_the_end: ExitStack) -> None:
     """Train a model by the options of the command line, in a folder that is locked until the end."""
     seconds: dict[str, float] = {}
-    with exit_with_message(ValueError), timed(seconds, "preparation"):
+    with exit_with_message(COMMAND, ValueError), timed(seconds, "preparation"):
         config = parse_options(sys.argv[1:])
         forget_arguments()
         check_packages(config)
@@ -116,7 +116,10 @@ def run(until_the_end: ExitStack) -> None:
         {"tensorboard": {"purge_step": trainer.history.step + 1}},
     )
     silent = not accelerator.is_main_process  # for all processes see these errors
-    with exit_with_message(FloatingPointError, CheckpointError, StreamError, silent=silent), timed(seconds, "training"):
+    with (
+        exit_with_message(COMMAND, FloatingPointError, CheckpointError, StreamError, silent=silent),
+        timed(seconds, "training"),
+    ):
         try:
             vdm = trainer.train()
         except TrainingStopped as stopped:
@@ -147,7 +150,7 @@ def run(until_the_end: ExitStack) -> None:
         ) from error
     report(config, data, metrics, vdm.unit)
     if uploads is not None:
-        with exit_with_message(RuntimeError):
+        with exit_with_message(COMMAND, RuntimeError):
             uploads.finish()
 
 
@@ -209,44 +212,11 @@ def upload_in_background(uploads: Uploads, config: TrainingConfig, data: ImageDa
     return None if failure is None else f"the last upload failed: {failure} This one takes it up."
 
 
-class OptionParser(HfArgumentParser):
-    """Which knows options by their fields, and nothing of secrets."""
-
-    def add_argument(self, *args, secret: bool = False, **kwargs) -> argparse.Action:
-        return super().add_argument(*args, **kwargs)
-
-
 def parse_options(arguments: list[str]) -> TrainingConfig:
     """Options from a file, if the first argument is one, then from flags; without a data set, those of the digits."""
-    parser = OptionParser(TrainingConfig, description=__doc__.splitlines()[0])
-    if arguments and not arguments[0].startswith("-"):
-        options = read_options(Path(arguments[0]))
-        if options.get("fourier_powers") == []:  # a flag can't say so
-            parser.set_defaults(fourier_powers=options.pop("fourier_powers"))
-        arguments = as_flags(options) + arguments[1:]
-    if parser.parse_args(arguments).dataset_name is None and parser.parse_args(arguments).train_data_dir is None:
-        parser.set_defaults(**DIGITS)
-    return parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)[0]
-
-
-def read_options(path: Path) -> dict[str, str | list[str]]:
-    """The options that a YAML or JSON file has values for, as it writes them: `no` is a word, and typed by its option."""
-    if not path.is_file():
-        raise ValueError(f"There is no file of options {str(path)!r}; flags begin with `--`.")
-    options = yaml.load(path.read_text(), yaml.BaseLoader)
-    known = {option.name: option.default for option in fields(TrainingConfig)}
-    if not isinstance(options, dict) or not options.keys() <= known.keys():
-        unknown = sorted(options.keys() - known.keys()) if isinstance(options, dict) else type(options).__name__
-        raise ValueError(f"{str(path)!r} must map options to values, but has {unknown}; `--help` lists the options.")
-    empty = {name for name, value in options.items() if value in ("", "~", "null")}
-    if needed := sorted(name for name in empty if known[name] is not None):
-        raise ValueError(f"{str(path)!r} has no value for {needed}: give one, or leave it out.")
-    return {name: value for name, value in options.items() if name not in empty}
-
-
-def as_flags(options: dict[str, str | list[str]]) -> list[str]:
-    """What they are on a command line."""
-    return [part for name, value in options.items() for part in (f"--{name}", *(value if isinstance(value, list) else [value]))]
+    given = command_line.parse_options(TrainingConfig, arguments, COMMAND, __doc__.splitlines()[0])
+    defaults = DIGITS if given.get("dataset_name") is None and given.get("train_data_dir") is None else {}
+    return TrainingConfig(**defaults | given)
 
 
 def check_packages(config: TrainingConfig) -> None:
@@ -432,15 +402,6 @@ def on_main_process(accelerator: Accelerator, function: Callable, *arguments: ob
 
 
 @contextmanager
-def exit_with_message(*error_types: type[Exception], silent: bool = False) -> Iterator[None]:
-    """End the program with the message of an error of these types instead of its traceback, or with neither."""
-    try:
-        yield
-    except error_types as error:
-        raise SystemExit(1 if silent else f"train_vdm.py: {redacted(str(error))}") from error
-
-
-@contextmanager
 def timed(seconds: dict[str, float], part: str) -> Iterator[None]:
     """Note how long a part of the run took."""
     start = time.perf_counter()
@@ -449,4 +410,5 @@ def timed(seconds: dict[str, float], part: str) -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    main()
+    with without_traceback(COMMAND):
+        main()

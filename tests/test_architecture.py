@@ -12,7 +12,8 @@ import vdm_diffusers
 
 PACKAGE = Path(vdm_diffusers.__file__).parent
 LAYERS = (
-    {"arguments", "precision", "loading", "scheduler_checks"},
+    {"arguments", "precision", "loading", "scheduler_checks", "secrecy"},
+    {"command_line", "foreign_models"},
     {
         "gaussian",
         "noise_schedules",
@@ -30,7 +31,6 @@ LAYERS = (
         "class_names",
         "checkpoint_files",
         "run_lock",
-        "secrecy",
         "shards",
         "stopping",
         "randomness",
@@ -47,7 +47,7 @@ LAYERS = (
     {"resuming", "optimizers", "sharding", "sample_grids"},
     {"planning", "zero"},
     {"placement", "run_state"},
-    {"model_building", "latent_data", "training", "hub", "convert", "evaluate"},
+    {"model_building", "latent_data", "training", "hub", "convert", "evaluate", "fid"},
 )
 """Lowest first. A module imports only from layers below its own."""
 

@@ -141,10 +141,9 @@ def test_unsuitable_options_are_refused(tmp_path, flags, message):
         evaluate.main(["--pretrained_model_name_or_path", str(tmp_path / "model"), *flags])
 
 
-def test_words_that_are_no_number_of_steps_are_refused(capsys):
-    with pytest.raises(SystemExit):
+def test_words_that_are_no_number_of_steps_are_refused():
+    with pytest.raises(SystemExit, match="'abc': it must be a whole number of at most 64 bits or one of continuous"):
         evaluate.main(["--pretrained_model_name_or_path", "model", "--num_timesteps", "abc"])
-    assert "'abc' is neither a number of steps nor 'continuous'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -168,7 +167,7 @@ def test_the_command_of_a_card_uses_as_many_images(tmp_path, streaming, capsys):
     folder = str(folder_of(PIL.Image.effect_noise((8, 8), 60), tmp_path / "images"))
     data = load_image_stream(2, train_data_dir=folder) if streaming else load_images(train_data_dir=folder)
     digits_vdm(num_levels=256).save_pretrained(tmp_path / "model")
-    vdm = VDM.from_pipeline(evaluate.load_pipeline(str(tmp_path / "model")))
+    vdm = VDM.from_pretrained(tmp_path / "model")
     config = TrainingConfig(train_data_dir=folder, streaming=streaming, max_validation_images=2)
     command = evaluation_command(str(tmp_path / "model"), config, data, {"num_images": 2, "num_repeats": 1})
     evaluate.main(command[3:])
@@ -179,7 +178,7 @@ def test_the_command_of_a_card_uses_as_many_images(tmp_path, streaming, capsys):
 def test_the_command_of_a_card_names_the_configuration():
     config = TrainingConfig(dataset_name="mnist", dataset_config_name="small")
     command = evaluation_command("model", config, load_digits(), {"num_images": 297, "num_repeats": 1})
-    options = evaluate._parser().parse_args(command[3:])
+    options = evaluate.parse_options(command[3:])
     assert (options.dataset_config_name, options.max_images) == ("small", None)
 
 

@@ -214,16 +214,15 @@ def test_help_explains_the_options(capsys):
     assert "--schedule_learning_rate" in capsys.readouterr().out
 
 
-def test_unknown_choices_are_refused(train, capsys):
-    for option in ("prediction_type", "lr_scheduler"):
-        with pytest.raises(SystemExit):
-            train(**{option: "flow"})
-        assert "invalid choice: 'flow' (choose from" in capsys.readouterr().err
+@pytest.mark.parametrize("option", ["prediction_type", "lr_scheduler"])
+def test_unknown_choices_are_refused(train, option):
+    with pytest.raises(SystemExit, match=f"`--{option}` has a wrong value, 'flow': it must be one of"):
+        train(**{option: "flow"})
 
 
 def test_files_with_unknown_options_are_refused(tmp_path):
     (tmp_path / "options.json").write_text(json.dumps({"learning_rte": 1.0}))
-    with pytest.raises(ValueError, match=r"has \['learning_rte'\]"):
+    with pytest.raises(ValueError, match="has 'learning_rte', which is no option: did you mean `--learning_rate`"):
         train_vdm.parse_options([str(tmp_path / "options.json")])
 
 
@@ -236,7 +235,7 @@ def test_files_of_options_mean_what_they_write(tmp_path):
     path.write_text(json.dumps(asdict(config)))
     assert train_vdm.parse_options([str(path)]) == config
     path.write_text("checkpoints_total_limit: null")
-    with pytest.raises(ValueError, match=r"has no value for \['checkpoints_total_limit'\]: give one, or leave it out"):
+    with pytest.raises(ValueError, match="has no value for `checkpoints_total_limit`: give one, or leave it out"):
         train_vdm.parse_options([str(path)])
 
 

@@ -3,11 +3,13 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from diffusers import AutoModel, ModelMixin
 from torch import Tensor
 
+from .foreign_models import check_model, reason_of
 from .precision import compute_dtype
 
 
@@ -18,12 +20,13 @@ def load_autoencoder(name_or_path: str | os.PathLike, cache_dir: str | None = No
     """
     for subfolder in (None, "vae"):
         try:
+            check_model(Path(name_or_path, subfolder or ""))
             vae = AutoModel.from_pretrained(str(name_or_path), subfolder=subfolder, cache_dir=cache_dir)
         except TypeError:  # AutoModel's, where the index of a pipeline doesn't list the subfolder
             reason = "It is a pipeline without a `vae`."
             continue
         except Exception as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = reason_of(error)
             continue
         if not hasattr(vae, "encode") or not hasattr(vae, "decode"):
             raise ValueError(f"`--vae_model_name_or_path` {str(name_or_path)!r} is a {type(vae).__name__}, no autoencoder.")

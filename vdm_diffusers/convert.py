@@ -7,15 +7,15 @@ An array is read only once its name and shape are known to be right. docs/offici
 to likelihood.
 """
 
-import argparse
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 import numpy as np
 import torch
@@ -23,13 +23,17 @@ from diffusers.utils.hub_utils import populate_model_card
 from huggingface_hub import ModelCard
 from torch import Tensor
 
+from .command_line import exit_with_message, option, parse_options, read_text, without_traceback
 from .flax_state import StateReader, StoredArray, write_state
+from .foreign_models import refused_as, weights_limited
 from .noise_schedules import LearnedUnpinnedSchedule, LinearSchedule, NoiseSchedule
 from .unet_vdm import VDMUNet2DModel
 from .vdm import VDM
 
 
 PathLike = str | os.PathLike
+COMMAND = "convert.py"
+MAX_CONFIG_BYTES = 1 << 16
 Layout = Callable[[Tensor], Tensor]
 
 WEIGHTS = {"ema": "ema_params", "params": "params"}
@@ -101,10 +105,10 @@ def read_config(name: str) -> OfficialConfig:
     if name in OFFICIAL_CONFIGS:
         return OFFICIAL_CONFIGS[name]
     try:
-        values = json.loads(Path(name).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        values = json.loads(read_text(Path(name), MAX_CONFIG_BYTES), object_pairs_hook=_once)
+    except (ValueError, RecursionError) as error:
         raise ValueError(
-            f"`--config` {name!r} is neither one of {', '.join(OFFICIAL_CONFIGS)} nor a JSON file that can be read: {error}."
+            f"`--config` {name!r} is neither one of {', '.join(OFFICIAL_CONFIGS)} nor a JSON file that can be read: {error}"
         ) from error
     known = {field.name for field in fields(OfficialConfig)}
     given = set(values) if isinstance(values, dict) else set()
@@ -114,6 +118,14 @@ def read_config(name: str) -> OfficialConfig:
             f"`--config` {name!r} must hold every field of `VDMConfig` and no other; missing or unknown: {', '.join(wrong)}."
         )
     return OfficialConfig(**values)
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict:
+    """A JSON object whose names are each there once."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise ValueError("a name is there twice.")
+    return values
 
 
 def build_official_vdm(config: OfficialConfig) -> VDM:
@@ -231,7 +243,8 @@ def load_official_checkpoint(checkpoint_path: PathLike, config: OfficialConfig, 
         raise ValueError(f"`weights` is {weights!r}, but must be one of {', '.join(WEIGHTS)}.")
     with open(_checkpoint_file(Path(checkpoint_path)), "rb") as file:
         state = StateReader(file).state()
-        vdm = build_official_vdm(config)
+        with refused_as("`--config` contradicts the checkpoint"), weights_limited(os.fstat(file.fileno()).st_size):
+            vdm = build_official_vdm(config)
         step, arrays = _checked(state, official_views(vdm), file)
         vdm.unet.to_empty(device="cpu")
         for name, view in official_views(vdm).items():
@@ -445,19 +458,25 @@ def _save_card(folder: Path, vdm: VDM, name: str, config: OfficialConfig, weight
     card.save(folder / "README.md")
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m vdm_diffusers.convert", description=__doc__.splitlines()[0])
-    parser.add_argument("--checkpoint_path", required=True, help="The msgpack file, or the folder of files ckpt-N.flax.")
-    parser.add_argument("--config", required=True, help=f"{', '.join(OFFICIAL_CONFIGS)}, or a JSON file of VDMConfig's fields.")
-    parser.add_argument("--output_dir", required=True, help="Where the pipeline goes; must not exist, or be empty.")
-    parser.add_argument("--weights", choices=tuple(WEIGHTS), default="ema", help="The moving average, or as trained.")
-    options = parser.parse_args(arguments)
-    try:
-        convert_official_checkpoint(**vars(options))
-    except ValueError as error:
-        raise SystemExit(f"convert.py: {error}") from error
+@dataclass
+class ConversionOptions:
+    """Every option of `python -m vdm_diffusers.convert`."""
+
+    checkpoint_path: str = option(MISSING, "The msgpack file, or the folder of files ckpt-N.flax.")
+    config: str = option(MISSING, f"{', '.join(OFFICIAL_CONFIGS)}, or a JSON file of VDMConfig's fields.")
+    output_dir: str = option(MISSING, "Where the pipeline goes; must not exist, or be empty.")
+    weights: Literal[tuple(WEIGHTS)] = option("ema", "The moving average, or as trained.")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    with exit_with_message(COMMAND, ValueError):
+        arguments = sys.argv[1:] if arguments is None else arguments
+        command = f"python -m {__package__}.convert"
+        options = ConversionOptions(**parse_options(ConversionOptions, arguments, command, __doc__.splitlines()[0]))
+        convert_official_checkpoint(**asdict(options))
     print(f"The pipeline is in {options.output_dir}/.")
 
 
 if __name__ == "__main__":
-    main()
+    with without_traceback(COMMAND):
+        main()

@@ -5,12 +5,16 @@ python -m vdm_diffusers.evaluate --pretrained_model_name_or_path vdm-cifar10 --d
 accelerate launch -m vdm_diffusers.evaluate --pretrained_model_name_or_path google/ddpm-cifar10-32 --dataset_name cifar10 ...
 """
 
-import argparse
 import json
+import math
 import platform
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import MISSING, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import diffusers
 import torch
@@ -19,18 +23,22 @@ from accelerate.utils import parse_flag_from_env
 from diffusers import DiffusionPipeline
 from torch.utils.data import Subset
 
+from . import command_line
 from .checking import describe_unreadable
+from .command_line import check_file_to_write, exit_with_message, option, without_traceback
 from .data import ImageData, load_images
 from .ddpm_bound import DDPM, VARIANCE_TYPES, ddpm_bound
-from .decoding import CONVERSIONS, Preparation
+from .decoding import Preparation
 from .dequantization import DEQUANTIZATIONS
 from .figures import check_figure_path, save_loss_profiles
+from .foreign_models import check_denoiser, check_pipeline, refused_as
 from .likelihood import variational_bound
 from .ode_likelihood import TRACES, ode_likelihood
 from .pixel_space import check_images, check_pixel_space
 from .vdm import VDM
 
 
+COMMAND = "evaluate.py"
 CONTINUOUS = "continuous"
 ESTIMATORS = ("vlb", "ode", "ddpm")
 OWN_NAMES = {
@@ -40,117 +48,106 @@ OWN_NAMES = {
 }
 
 
-def main(arguments: list[str] | None = None) -> None:
-    options = _parser().parse_args(arguments)
+@dataclass
+class EvaluationOptions:
+    """
+    Every option of `python -m vdm_diffusers.evaluate`.
+
+    Raises `ValueError`, naming the option and the remedy, for values that no evaluation can have.
+    """
+
+    pretrained_model_name_or_path: str = option(MISSING, "A saved pipeline, folder or Hub name.")
+    dataset_name: str | None = option(None, "A data set on the Hub.")
+    dataset_config_name: str | None = option(None, "Its configuration, if it has several.")
+    data_dir: str | None = option(
+        None, "A folder of images or parquet files. Without either: the embedded digits.", aliases=("train_data_dir",)
+    )
+    image_column: str | None = option(None, "The column of images. Default: the only one, or image.")
+    label_column: str | None = option(None, "The column of class labels, for a class-conditional model.")
+    resize: int | None = option(None, "Resize images so that their shorter side has so many pixels.")
+    center_crop: bool = option(False, "Cut out the middle square of resized images.")
+    convert: Literal[CONVERSIONS] | None = option(None, "Convert images to this PIL mode.")
+    skip_unreadable_images: bool = option(False, "Leave out images that can't be read.")
+    split: str | None = option(None, "The split to evaluate. Default: validation or test.", aliases=("validation_split",))
+    max_images: int | None = option(None, "Only so many images, the first. Default: all.")
+    estimators: list[Literal[ESTIMATORS]] = option(["vlb"], "Variational bound, likelihood by the ODE, DDPM's bound.")
+    num_timesteps: list[int | Literal[CONTINUOUS]] = option([CONTINUOUS], "Numbers of steps of the bound.")
+    dequantization: Literal[tuple(DEQUANTIZATIONS)] = option("decoder", "How the ODE's latents are drawn and read.")
+    num_importance_samples: int = option(1, "Draws of that noise for one value of the ODE.")
+    trace: Literal[TRACES] = option("rademacher", "The ODE's divergence: by a probe, or exact.")
+    tolerance: float = option(1e-5, "Of the ODE's solver.")
+    variance_type: list[Literal[VARIANCE_TYPES]] | None = option(
+        None, "DDPM's, one or several. Default: that of the pipeline's scheduler."
+    )
+    clip_denoised: bool = option(True, "Clip DDPM's estimate of the image, as in published figures.")
+    num_indices: int | None = option(None, "Terms of DDPM's chain to draw for an image. Default: all.")
+    dtype: Literal["float32", "float64"] = option(
+        "float32", "Of the denoiser. In float64 also the ODE's figure is the same for every batch size, to 1e-5 and better."
+    )
+    num_repeats: int = option(4, "Times and noises an image.")
+    batch_size: int = option(128, "Images a batch; the result does not depend on it.")
+    seed: int = option(0, "Of the draws.")
+    output_path: Path | None = option(None, "A JSON file for the result.")
+    figure_path: Path | None = option(None, "A picture of the loss over gamma.")
+
+    def __post_init__(self):
+        at_least_one = {name: getattr(self, name) for name in ("num_repeats", "batch_size", "num_importance_samples")}
+        at_least_one |= {"num_indices": self.num_indices or 1}
+        at_least_one |= {"num_timesteps": min(1 if steps == CONTINUOUS else steps for steps in self.num_timesteps)}
+        for name, value in at_least_one.items():
+            if value < 1:
+                raise ValueError(f"`--{name}` is {value}, but must be at least 1.")
+        if self.max_images is not None and self.max_images < 2:
+            raise ValueError(f"`--max_images` is {self.max_images}, but a standard error needs two images.")
+        if not 0 < self.tolerance < math.inf:
+            raise ValueError(f"`--tolerance` is {self.tolerance}, but must be positive and finite.")
+        if self.figure_path is not None and "vlb" not in self.estimators:
+            raise ValueError("`--figure_path` draws the loss of the variational bound: add `vlb` to `--estimators`.")
+        for path in (self.output_path, self.figure_path):
+            if path is not None:
+                check_file_to_write(path)
+        if self.figure_path is not None:
+            check_figure_path(self.figure_path)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     processes = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # which only `Accelerator` reads by itself
-    try:
-        result = evaluate(options, processes)
-    except ValueError as error:  # which all processes raise
-        raise SystemExit(f"evaluate.py: {error}" if processes.is_main_process else 1) from error
-    except FloatingPointError as error:
-        raise SystemExit(f"evaluate.py: {error}") from error
+    with exit_with_message(COMMAND, ValueError, silent=not processes.is_main_process):  # which all processes raise
+        options = parse_options(sys.argv[1:] if arguments is None else arguments)
+        with exit_with_message(COMMAND, FloatingPointError):
+            result = evaluate(options, processes)
     if not processes.is_main_process:
         return
-    print(table(result))
     if options.output_path is not None:
         options.output_path.write_text(json.dumps(result, indent=2) + "\n")
     if options.figure_path is not None:
         profiles = {_name(row): row["profile"] for row in result["results"] if "profile" in row}
         save_loss_profiles(profiles, options.figure_path)
+    print(table(result))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m vdm_diffusers.evaluate",
-        description=__doc__.splitlines()[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+def parse_options(arguments: Sequence[str]) -> EvaluationOptions:
+    """Options from a file, if the first argument is one, then from flags."""
+    return EvaluationOptions(
+        **command_line.parse_options(EvaluationOptions, arguments, f"python -m {__package__}.evaluate", __doc__.splitlines()[0])
     )
-    parser.add_argument("--pretrained_model_name_or_path", required=True, help="A saved pipeline, folder or Hub name.")
-    parser.add_argument("--dataset_name", help="A data set on the Hub.")
-    parser.add_argument("--dataset_config_name", help="Its configuration, if it has several.")
-    parser.add_argument("--data_dir", help="A folder of images or parquet files. Without either: the embedded digits.")
-    parser.add_argument("--image_column", help="The column of images. Default: the only one, or image.")
-    parser.add_argument("--label_column", help="The column of class labels, for a class-conditional model.")
-    parser.add_argument("--resize", type=int, help="Resize images so that their shorter side has so many pixels.")
-    parser.add_argument("--center_crop", action="store_true", help="Cut out the middle square of resized images.")
-    parser.add_argument("--convert", choices=CONVERSIONS, help="Convert images to this PIL mode.")
-    parser.add_argument("--skip_unreadable_images", action="store_true", help="Leave out images that can't be read.")
-    parser.add_argument("--split", help="The split to evaluate. Default: validation or test.")
-    parser.add_argument("--max_images", type=int, help="Only so many images, the first. Default: all.")
-    parser.add_argument(
-        "--estimators",
-        nargs="+",
-        choices=ESTIMATORS,
-        default=["vlb"],
-        help="Variational bound, likelihood by the ODE, DDPM's bound.",
-    )
-    parser.add_argument(
-        "--num_timesteps",
-        type=_num_timesteps,
-        nargs="+",
-        default=[None],
-        metavar="T",
-        help=f"Numbers of steps of the bound, or '{CONTINUOUS}'. Default: {CONTINUOUS}.",
-    )
-    parser.add_argument(
-        "--dequantization",
-        choices=tuple(DEQUANTIZATIONS),
-        default="decoder",
-        help="How the ODE's latents are drawn and read.",
-    )
-    parser.add_argument("--num_importance_samples", type=int, default=1, help="Draws of that noise for one value of the ODE.")
-    parser.add_argument("--trace", choices=TRACES, default="rademacher", help="The ODE's divergence: by a probe, or exact.")
-    parser.add_argument("--tolerance", type=float, default=1e-5, help="Of the ODE's solver.")
-    parser.add_argument(
-        "--variance_type",
-        choices=VARIANCE_TYPES,
-        nargs="+",
-        default=[None],
-        help="DDPM's. Default: that of the pipeline's scheduler.",
-    )
-    parser.add_argument(
-        "--clip_denoised",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="Clip DDPM's estimate of the image, as in published figures.",
-    )
-    parser.add_argument("--num_indices", type=int, help="Terms of DDPM's chain to draw for an image. Default: all.")
-    parser.add_argument(
-        "--dtype",
-        choices=("float32", "float64"),
-        default="float32",
-        help="Of the denoiser. In float64 also the ODE's figure is the same for every batch size, to 1e-5 and better.",
-    )
-    parser.add_argument("--num_repeats", type=int, default=4, help="Times and noises an image.")
-    parser.add_argument("--batch_size", type=int, default=128, help="Images a batch; the result does not depend on it.")
-    parser.add_argument("--seed", type=int, default=0, help="Of the draws.")
-    parser.add_argument("--output_path", type=Path, help="A JSON file for the result.")
-    parser.add_argument("--figure_path", type=Path, help="A picture of the loss over gamma.")
-    return parser
 
 
-def _num_timesteps(text: str) -> int | None:
-    if text == CONTINUOUS:
-        return None
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a number of steps nor {CONTINUOUS!r}.")
-    return int(text)
-
-
-def evaluate(options: argparse.Namespace, processes: PartialState) -> dict:
+def evaluate(options: EvaluationOptions, processes: PartialState) -> dict:
     """All that was asked for, as it goes into the JSON; `ValueError` if the images are not what the model is one of."""
-    _check_options(options)
-    pipeline = load_pipeline(options.pretrained_model_name_or_path)
+    pipeline = load_pipeline(options)
     if options.dtype == "float64":
         pipeline.unet.double()
     data = load_data(options, pipeline.config.get("num_levels", 256))
-    check_images(pipeline, data)
+    with can_be_evaluated(options):
+        check_images(pipeline, data)
+        check_denoiser(pipeline.unet, data.shape)
     images = data.validation
     if options.max_images is not None:
         images = Subset(images, range(min(len(images), options.max_images)))
     shared = {
         "num_repeats": options.num_repeats,
-        "batch_size": options.batch_size,
+        "batch_size": min(options.batch_size, len(images)),
         "seed": options.seed,
         "device": processes.device,
         "processes": processes,
@@ -182,20 +179,25 @@ Measurements = Iterator[tuple[dict, Callable]]
 """What says which measurement it is, and the function that makes it, but for the images and what all have in common."""
 
 
-def _bounds(pipeline: DiffusionPipeline, options: argparse.Namespace, device: torch.device) -> Measurements:
-    for num_timesteps in options.num_timesteps:
-        vdm = VDM.from_pipeline(pipeline, num_timesteps=num_timesteps).to(device)
+def _bounds(pipeline: DiffusionPipeline, options: EvaluationOptions, device: torch.device) -> Measurements:
+    for steps in options.num_timesteps:
+        num_timesteps = None if steps == CONTINUOUS else steps
+        with can_be_evaluated(options):
+            vdm = VDM.from_pipeline(pipeline, num_timesteps=num_timesteps).to(device)
         yield {"estimator": "vlb", "num_timesteps": num_timesteps}, partial(variational_bound, vdm)
 
 
-def _ode(pipeline: DiffusionPipeline, options: argparse.Namespace, device: torch.device) -> Measurements:
+def _ode(pipeline: DiffusionPipeline, options: EvaluationOptions, device: torch.device) -> Measurements:
     settings = {name: getattr(options, name) for name in ("dequantization", "num_importance_samples", "trace", "tolerance")}
-    yield {"estimator": "ode"} | settings, partial(ode_likelihood, VDM.from_pipeline(pipeline).to(device), **settings)
+    with can_be_evaluated(options):
+        vdm = VDM.from_pipeline(pipeline).to(device)
+    yield {"estimator": "ode"} | settings, partial(ode_likelihood, vdm, **settings)
 
 
-def _ddpm(pipeline: DiffusionPipeline, options: argparse.Namespace, device: torch.device) -> Measurements:
-    for variance_type in options.variance_type:
-        ddpm = DDPM.from_pipeline(pipeline, variance_type, options.clip_denoised).to(device)
+def _ddpm(pipeline: DiffusionPipeline, options: EvaluationOptions, device: torch.device) -> Measurements:
+    for variance_type in options.variance_type or [None]:
+        with can_be_evaluated(options):
+            ddpm = DDPM.from_pipeline(pipeline, variance_type, options.clip_denoised).to(device)
         settings = {"num_indices": options.num_indices}
         row = {"estimator": "ddpm", "variance_type": ddpm.variance_type, "clip_denoised": ddpm.clip_denoised}
         yield row | settings, partial(ddpm_bound, ddpm, **settings)
@@ -211,21 +213,23 @@ def _versions() -> dict[str, str]:
     return own | {module.__name__: module.__version__ for module in (diffusers, torch)}
 
 
-def load_pipeline(name: str) -> DiffusionPipeline:
+def load_pipeline(options: EvaluationOptions) -> DiffusionPipeline:
     """The pipeline of a folder or of the Hub, if it has a likelihood of pixels."""
-    try:
-        pipeline = DiffusionPipeline.from_pretrained(name)
-    except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(
-            f"`--pretrained_model_name_or_path` {name!r} could not be loaded: {reason} Give the folder of a saved pipeline, or"
-            " its name on the Hub."
-        ) from error
-    check_pixel_space(pipeline)
+    name = options.pretrained_model_name_or_path
+    remedy = "Give the folder of a saved pipeline, or its name on the Hub."
+    with refused_as(f"`--pretrained_model_name_or_path` {name!r} could not be loaded", remedy):
+        pipeline = DiffusionPipeline.from_pretrained(check_pipeline(name))
+    with can_be_evaluated(options):
+        check_pixel_space(pipeline)
     return pipeline
 
 
-def load_data(options: argparse.Namespace, num_levels: int) -> ImageData:
+def can_be_evaluated(options: EvaluationOptions) -> AbstractContextManager:
+    """Where what a model can't do, or what is wrong with it, ends in one sentence."""
+    return refused_as(f"`--pretrained_model_name_or_path` {options.pretrained_model_name_or_path!r} can't be evaluated")
+
+
+def load_data(options: EvaluationOptions, num_levels: int) -> ImageData:
     """The images that the options name."""
     try:
         return load_images(
@@ -249,27 +253,6 @@ def _in_own_names(message: str) -> str:
     for name, own_name in OWN_NAMES.items():
         message = message.replace(name, own_name)
     return message
-
-
-def _check_options(options: argparse.Namespace) -> None:
-    at_least_one = {name: getattr(options, name) for name in ("num_repeats", "batch_size", "num_importance_samples")}
-    at_least_one |= {"num_timesteps": min(1 if steps is None else steps for steps in options.num_timesteps)}
-    for name, value in at_least_one.items():
-        if value < 1:
-            raise ValueError(f"`--{name}` is {value}, but must be at least 1.")
-    if options.max_images is not None and options.max_images < 2:
-        raise ValueError(f"`--max_images` is {options.max_images}, but a standard error needs two images.")
-    if not options.tolerance > 0:
-        raise ValueError(f"`--tolerance` is {options.tolerance}, but must be positive.")
-    for path in (options.output_path, options.figure_path):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise ValueError(f"There is no folder {str(path.parent)!r} to write {path.name!r} into: make it first.")
-        if path is not None and path.is_dir():
-            raise ValueError(f"{str(path)!r} is a folder: name a file to write.")
-    if options.figure_path is not None:
-        if "vlb" not in options.estimators:
-            raise ValueError("`--figure_path` draws the loss of the variational bound: add `vlb` to `--estimators`.")
-        check_figure_path(options.figure_path)
 
 
 def _name(row: dict) -> str:
@@ -306,4 +289,5 @@ def table(result: dict) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    with without_traceback(COMMAND):
+        main()

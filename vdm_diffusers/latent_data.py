@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from .autoencoders import decode, encode, scale_to_unit
 from .data import ImageData
+from .foreign_models import refused_as
 from .resuming import fingerprint
 
 
@@ -82,8 +83,10 @@ def latent_shape(vae: ModelMixin, data: ImageData) -> tuple[int, int, int]:
     image = scale_to_unit(data.validation[0]["images"][None], data.num_levels)
     channels = vae.config.get("in_channels", data.shape[0])
     if channels == data.shape[0]:
-        latents = encode(vae, image)
-        if decode(vae, latents).shape == image.shape:
+        with refused_as("`--vae_model_name_or_path` can't encode the images"):
+            latents = encode(vae, image)
+            decoded = decode(vae, latents)
+        if decoded.shape == image.shape:
             return tuple(latents.shape[1:])
     raise ValueError(
         f"`--vae_model_name_or_path` is an autoencoder of images with {channels} channels whose sides are multiples of its"

@@ -3,16 +3,23 @@
 import math
 from inspect import signature
 
+import psutil
+import torch
 from diffusers import ModelMixin
 
 from .augmentations import check_augmentation
 from .autoencoders import have_same_latents
 from .class_names import check_same_classes
 from .data import ImageData
+from .foreign_models import check_denoiser, check_pipeline, check_sizes, refused_as, weights_limited
 from .noise_schedules import NOISE_SCHEDULES, LearnedChainSchedule, NoiseSchedule
 from .training_config import TrainingConfig
 from .unet_vdm import VDMUNet2DModel
 from .vdm import VDM
+
+
+BYTES_A_WEIGHT = 20
+"""Of memory that a weight takes in training, in float32: itself, its gradient, AdamW's two moments and its average."""
 
 
 def build_vdm(config: TrainingConfig, data: ImageData, vae: ModelMixin | None = None) -> VDM:
@@ -67,15 +74,14 @@ def pretrained_vdm(config: TrainingConfig, data: ImageData, vae: ModelMixin | No
 
 def load_vdm(config: TrainingConfig) -> VDM:
     """The saved model as it is; `ValueError` if there is none."""
-    name = config.pretrained_model_name_or_path
-    try:
-        return VDM.from_pretrained(name, config.num_timesteps, config.weighting, cache_dir=config.cache_dir)
-    except OSError as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(
-            f"`--pretrained_model_name_or_path` {name!r} could not be loaded: {reason} Name a model that train_vdm.py or"
-            " `VDM.save_pretrained` wrote, as a folder or on the Hub."
-        ) from error
+    name, cache_dir = config.pretrained_model_name_or_path, config.cache_dir
+    remedy = "Name a model that train_vdm.py or `VDM.save_pretrained` wrote, as a folder or on the Hub."
+    with refused_as(f"`--pretrained_model_name_or_path` {name!r} could not be loaded", remedy):
+        check_pipeline(name, cache_dir)
+        check_sizes(NoiseSchedule.load_config(name, subfolder="noise_schedule", cache_dir=cache_dir))
+        vdm = VDM.from_pretrained(name, config.num_timesteps, config.weighting, cache_dir=cache_dir)
+        check_denoiser(vdm.unet, (vdm.unet.config.in_channels, *sample_size(vdm)))
+    return vdm
 
 
 def sample_size(vdm: VDM) -> tuple[int, int]:
@@ -92,7 +98,7 @@ def number_of_embeddings(data: ImageData) -> int | None:
 def new_vdm(config: TrainingConfig, data: ImageData, vae: ModelMixin | None) -> VDM:
     """A model with random weights."""
     fourier_powers = () if vae is not None else finest_powers(data.num_levels)
-    unet = VDMUNet2DModel(
+    unet = build_unet(
         sample_size=data.shape[1:],
         in_channels=data.shape[0],
         block_channels=config.block_channels,
@@ -113,6 +119,15 @@ def new_vdm(config: TrainingConfig, data: ImageData, vae: ModelMixin | None) -> 
         vae=vae,
         class_names=data.class_names,
     )
+
+
+def build_unet(**options) -> VDMUNet2DModel:
+    """A denoiser with random weights; `ValueError`, before it takes memory, if training it would need more than there is."""
+    max_weights = psutil.virtual_memory().total // BYTES_A_WEIGHT
+    with refused_as("`--block_channels`, `--layers_per_side` and the images give no denoiser"):
+        with weights_limited(max_weights), torch.device("meta"):
+            VDMUNet2DModel(**options)
+    return VDMUNet2DModel(**options)
 
 
 def finest_powers(num_levels: int) -> tuple[int, int]:

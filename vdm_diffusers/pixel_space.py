@@ -20,11 +20,14 @@ def check_pixel_space(pipeline: DiffusionPipeline) -> None:
             f"{name} diffuses the latents of its `{autoencoders[0]}`, so a likelihood of its denoiser would be one of latents,"
             " not of images: only pixel-space pipelines have bits per dimension."
         )
-    if pipeline.config.get("num_levels", 256) is None:
+    num_levels = pipeline.config.get("num_levels", 256)
+    if num_levels is None:
         raise ValueError(
             f"{name} is a model of real-valued data (`num_levels` is None), which have a density, not a probability: only"
             " integer images have bits per dimension."
         )
+    if type(num_levels) is not int or num_levels < 2:
+        raise ValueError(f"`num_levels` of {name} is {num_levels!r}, but must be a whole number of at least 2.")
     if "scheduler" not in components:
         raise ValueError(f"{name} has no `scheduler` that says at which noise levels its denoiser works.")
     VDMScheduler.from_config(components["scheduler"].config)  # refuses what is no variance-preserving chain

@@ -1,10 +1,11 @@
 """TrainingConfig: every option of a training run."""
 
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from .augmentations import AUGMENTATIONS
+from .command_line import option
 from .decoding import CONVERSIONS, Preparation
 from .gaussian import PREDICTIONS
 from .noise_schedules import NOISE_SCHEDULES, LearnedChainSchedule, TableSchedule
@@ -14,16 +15,6 @@ from .weightings import WEIGHTINGS
 
 LR_SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
 """Those of diffusers that need nothing but the number of steps."""
-
-
-def option(default, help: str, secret: bool = False, **metadata):
-    """A field of a configuration: its default, its help text, whether its value is secret, and what argparse may know of it."""
-    metadata = {"help": help, **metadata}
-    if secret:
-        return field(default=default, repr=False, metadata=metadata | {"secret": True})
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
 
 
 @dataclass
@@ -40,7 +31,9 @@ class TrainingConfig:
     # Data
     dataset_name: str | None = option(None, "A data set on the Hub.")
     dataset_config_name: str | None = option(None, "Its configuration.")
-    train_data_dir: str | None = option(None, "A folder of images or parquet files. Without either: the embedded digits.")
+    train_data_dir: str | None = option(
+        None, "A folder of images or parquet files. Without either: the embedded digits.", aliases=("data_dir",)
+    )
     cache_dir: str | None = option(None, "Where downloaded data sets and models are kept.")
     image_column: str | None = option(None, "The column of images. Default: the only one, or image.")
     label_column: str | None = option(None, "A column of class labels: trains a class-conditional model.")
@@ -160,6 +153,8 @@ class TrainingConfig:
             for name in names:
                 if (value := getattr(self, name)) is not None and not holds(value):
                     raise ValueError(f"`--{name}` is {value}, but must be {condition}.")
+        if len(self.fourier_powers or []) > 64 or not all(-64 <= power <= 64 for power in self.fourier_powers or []):
+            raise ValueError("`--fourier_powers` must be at most 64 exponents from -64 to 64.")
         if self.validation_split == "train":
             raise ValueError("`--validation_split` is 'train', whose images are trained on: name another, or leave it out.")
         self.preparation = Preparation(self.resize, self.center_crop, self.convert)
@@ -206,6 +201,11 @@ SECRET_OPTIONS = tuple(option.name for option in fields(TrainingConfig) if optio
 RANGES = {
     ("at least 0", lambda value: 0 <= value < math.inf): (
         "dataloader_num_workers", "learning_rate", "schedule_learning_rate", "lr_warmup_steps", "adam_weight_decay", "seed",
+    ),
+    ("below 2^32", lambda value: value < 2**32): ("seed",),
+    ("at most 1,000", lambda value: value <= 1000): ("dataloader_num_workers",),
+    ("at most 1,000,000", lambda value: value <= 10**6): (
+        "num_timesteps", "validation_repeats", "final_validation_repeats", "num_samples", "num_inference_steps",
     ),
     ("at least 1", lambda value: value >= 1): (
         "resolution", "num_channels", "resize", "shuffle_buffer_size", "block_channels", "layers_per_side", "norm_num_groups",
