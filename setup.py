@@ -7,7 +7,7 @@ from setuptools import find_packages, setup
 
 EXTRAS = {
     "quickstart": ["scikit-learn>=1.5", "matplotlib>=3.9", "tensorboard>=2.17"],
-    "test": ["pytest>=8", "hypothesis>=6.100", "scipy>=1.13", "mpmath>=1.3"],
+    "test": ["pytest>=8", "hypothesis>=6.100", "mpmath>=1.3"],
     "docs": ["mkdocs>=1.6"],
     "deepspeed": ["deepspeed>=0.19.8"],
 }
@@ -37,6 +37,7 @@ setup(
         "pillow>=10",
         "PyYAML>=6",
         "safetensors>=0.4",
+        "scipy>=1.13",
         "torchdata>=0.11",
         "torchode>=1.0",
         "tqdm>=4.66",

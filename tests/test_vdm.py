@@ -23,6 +23,7 @@ from vdm_diffusers import (
     LearnedLinearSchedule,
     LearnedMonotoneSchedule,
     LinearSchedule,
+    TableSchedule,
     VDMPipeline,
     VDMUNet2DModel,
 )
@@ -85,6 +86,26 @@ def test_discrete_bound_decreases_towards_the_continuous_one():
     torch.testing.assert_close(measured, losses[:5], rtol=1e-9, atol=0)
     assert all(coarse > fine for coarse, fine in zip(losses, losses[1:] + [continuous]))
     assert losses[-1] - continuous < 0.01 * continuous
+
+
+def test_discrete_bound_may_increase_unless_every_step_is_divided():
+    """The chain of `docs/math.md`; the term as half the drop of SNR times the variance of x given z_t (equation 13)."""
+    schedule = TableSchedule([-8, -7.5, 4.5, 5], [0, 0.49, 0.4999, 1])
+
+    def expected(num_steps: int, covariance: torch.Tensor) -> float:
+        snr = torch.exp(-schedule.chain(num_steps))
+        precision = torch.linalg.inv(covariance) + snr[1:, None, None] * torch.eye(len(covariance)).double()
+        return -0.5 * (snr.diff() * torch.linalg.inv(precision).diagonal(dim1=1, dim2=2).sum(1)).sum().item()
+
+    def measured(num_steps: int) -> float:
+        vdm = gaussian_vdm(schedule, num_timesteps=num_steps)
+        return sum(expected_diffusion(vdm, i / num_steps).item() for i in range(1, num_steps + 1)) / num_steps
+
+    losses = {num_steps: measured(num_steps) for num_steps in range(2, 7)}
+    assert losses == pytest.approx({num_steps: expected(num_steps, COVARIANCE) for num_steps in losses}, rel=1e-9)
+    assert losses[2] > losses[4] > losses[3] > losses[6] > losses[5]
+    documented = [expected(num_steps, 0.1 * torch.eye(1).double()) for num_steps in losses]
+    assert documented == pytest.approx([148.9, 124.6, 134.6, 112.4, 124.5], abs=0.05)
 
 
 def test_prior_term_is_a_kl_divergence():
