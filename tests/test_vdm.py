@@ -66,6 +66,18 @@ def test_discrete_diffusion_term_of_gaussian_data(num_timesteps, prediction_type
     torch.testing.assert_close(torch.stack(steps).mean(), expected, rtol=1e-9, atol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("t", "step"), [(0, 1), (1e-9, 1), (1 / 7, 1), (0.143, 2), (2 / 7, 2), (0.2858, 3), (0.99, 7), (1, 7)])
+def test_times_of_a_discrete_chain_are_rounded_up_to_its_steps(t, step, dtype):
+    """t = 0, which stratified times contain, is of the first step as all of (0, 1/T] is."""
+    vdm = gaussian_vdm(num_timesteps=7)
+    x, eps = cubature()
+    measured = vdm.diffusion(x, torch.full((len(x),), t, dtype=dtype), eps).mean()
+    gamma_s, gamma_t = vdm.noise_schedule.chain(7)[step - 1 : step + 1]
+    expected = 7 * discrete_diffusion_loss(torch.stack([gamma_s, gamma_t]))
+    torch.testing.assert_close(measured, expected, rtol=1e-9 if dtype == torch.float64 else 1e-5, atol=0)
+
+
 @pytest.mark.parametrize("prediction_type", PREDICTIONS)
 @pytest.mark.parametrize("schedule", [LinearSchedule(-6.0, 4.0), LearnedMonotoneSchedule(-6.0, 4.0)])
 def test_continuous_diffusion_term_of_gaussian_data(schedule, prediction_type):
