@@ -1,17 +1,22 @@
 # make train   installs into .venv, trains on the embedded digits, saves and samples: vdm-digits/
 # make test    installs into .venv and runs the tests, on the CPU and without network
+# make test-lowest   the same with the lowest versions that setup.py declares, in .venv-lowest
 
 PYTHON ?= python3
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+INSTALL := -m pip install --quiet --disable-pip-version-check --constraint
+PIP := $(BIN)/python $(INSTALL) constraints.txt
 
-.PHONY: train test test-slow fuzz style docs bench clean
+.PHONY: train test test-lowest test-slow fuzz style docs bench clean
 
 train: .venv/quickstart
 	$(BIN)/python train_vdm.py
 
 test: .venv/test
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+test-lowest: .venv-lowest/test
+	HF_HUB_OFFLINE=1 .venv-lowest/bin/python -m pytest
 
 test-slow: .venv/test
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
@@ -30,7 +35,7 @@ bench: .venv/test
 	$(BIN)/python benchmarks/overhead.py
 
 clean:
-	rm -rf .venv build site *.egg-info
+	rm -rf .venv .venv-lowest build site *.egg-info
 
 # one stamp file for each extra of setup.py
 .venv/%: .venv/bin/python setup.py constraints.txt
@@ -40,3 +45,9 @@ clean:
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
+
+.venv-lowest/test: setup.py constraints-lowest.txt
+	$(PYTHON) -m venv --clear .venv-lowest
+	.venv-lowest/bin/python $(INSTALL) constraints-lowest.txt torch
+	.venv-lowest/bin/python $(INSTALL) constraints-lowest.txt --editable '.[test]'
+	touch $@

@@ -6,11 +6,11 @@ from setuptools import find_packages, setup
 
 
 EXTRAS = {
-    "quickstart": ["scikit-learn>=1.5", "matplotlib>=3.9", "tensorboard>=2.17"],
-    "test": ["pytest>=8", "hypothesis>=6.100", "scipy>=1.13", "mpmath>=1.3", "torchmetrics>=1.9"],
+    "quickstart": ["scikit-learn>=1.6", "matplotlib>=3.9.2", "tensorboard>=2.18"],
+    "test": ["pytest>=8.3", "hypothesis>=6.112", "mpmath>=1.3", "torchmetrics>=1.9"],
     "docs": ["mkdocs>=1.6"],
     "deepspeed": ["deepspeed>=0.19.8"],
-    "fid": ["torchmetrics>=1.9", "torch-fidelity>=0.4", "torchvision>=0.21"],
+    "fid": ["torchmetrics>=1.9", "torch-fidelity>=0.4"],
 }
 EXTRAS["test"] += EXTRAS["quickstart"]
 EXTRAS["dev"] = EXTRAS["test"] + EXTRAS["docs"] + ["ruff>=0.8", "pre-commit>=4"]
@@ -27,22 +27,23 @@ setup(
     package_data={"vdm_diffusers": ["py.typed"]},
     python_requires=">=3.11",
     install_requires=[
-        "torch>=2.6",
-        "diffusers>=0.35",
-        "transformers>=4.50",
-        "accelerate>=1.2",
-        "datasets>=3.0",
+        "torch>=2.13",
+        "diffusers>=0.37",
+        "transformers>=4.56",
+        "accelerate>=1.10",
+        "datasets>=4.0",
         "filelock>=3.20",
-        "huggingface-hub>=0.30",
-        "Jinja2>=3.1",
-        "numpy>=1.26",
-        "pillow>=10",
-        "psutil>=5.9",
-        "PyYAML>=6",
-        "safetensors>=0.4",
+        "huggingface-hub>=0.34.4",
+        "Jinja2>=3.1.4",
+        "numpy>=2.1",
+        "pillow>=11.0",
+        "psutil>=6.0",
+        "PyYAML>=6.0.2",
+        "safetensors>=0.5.3",
+        "scipy>=1.14.1",
         "torchdata>=0.11",
         "torchode>=1.0",
-        "tqdm>=4.66",
+        "tqdm>=4.66.5",
     ],
     extras_require=EXTRAS,
     classifiers=[

@@ -384,6 +384,7 @@ def report(config: TrainingConfig, data: ImageData, metrics: dict, unit: Unit) -
     )
     if unit is BITS_PER_DIM:
         print(f"  a histogram of every pixel gets {metrics['histogram_bits_per_dim']:.4f}")
+    print("95 % interval of the figure: {:.4f} to {:.4f}.".format(*metrics["interval_95"]))
     print(f"Pipeline, pictures and metrics.json are in {config.output_dir}/.")
 
 

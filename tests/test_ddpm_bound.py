@@ -127,14 +127,20 @@ def test_denoising_terms_are_a_vdm_s_for_equal_variances():
             torch.testing.assert_close(ddpm.denoising(x, torch.full((4,), index), eps), expected, rtol=1e-5, atol=1e-7)
 
 
-def test_decoder_is_a_distribution_over_the_levels():
-    ddpm = DDPM.from_pipeline(pipeline())
-    for prediction in ((-0.99, -9.0), (0.3, -11.0), (1.0, -2.0)):
-        prediction = Prediction(*torch.tensor(prediction, dtype=torch.float64))
-        ddpm.predict = lambda *_, prediction=prediction: prediction
-        levels = ddpm.scale(torch.arange(256).reshape(256, 1, 1, 1))
-        nats = ddpm.reconstruction(levels, torch.zeros_like(levels))
-        assert torch.exp(-nats).sum().item() == pytest.approx(1, abs=1e-9)
+@pytest.mark.parametrize("num_levels", [2, 17, 256, 1000])
+@pytest.mark.parametrize(("mean", "log_variance"), [(-0.99, -7.0), (0.3, -11.0), (1.0, -2.0)])
+def test_decoder_is_a_gaussian_cut_into_as_many_bins_as_there_are_levels(mean, log_variance, num_levels):
+    ddpm = DDPM(pipeline().unet, torch.tensor([-1.0, 1.0]), num_levels=num_levels)
+    ddpm.predict = lambda *_: Prediction(*torch.tensor([mean, log_variance], dtype=torch.float64))
+    levels = ddpm.scale(torch.arange(num_levels).reshape(num_levels, 1, 1, 1))
+    nats = ddpm.reconstruction(levels, torch.zeros_like(levels))
+    assert torch.exp(-nats).sum().item() == pytest.approx(1, abs=1e-9)
+    centers = np.linspace(-1, 1, num_levels)
+    edges = np.concatenate([[-np.inf], (centers[1:] + centers[:-1]) / 2, [np.inf]])
+    gaussian = norm(mean, math.exp(log_variance / 2))
+    masses = np.where(edges[:-1] > mean, gaussian.sf(edges[:-1]) - gaussian.sf(edges[1:]), np.diff(gaussian.cdf(edges)))
+    likely = masses > 1e-100
+    assert nats.numpy()[likely] == pytest.approx(-np.log(masses[likely]), rel=1e-6)
 
 
 def test_drawn_indices_are_unbiased_and_stratified():

@@ -26,7 +26,8 @@ def digits_model(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "docs/quickstart.md", "docs/schedulers.md", "docs/extending.md", "docs/likelihood.md"]
+    "page",
+    ["README.md", "docs/quickstart.md", "docs/schedulers.md", "docs/extending.md", "docs/likelihood.md", "docs/math.md"],
 )
 def test_python_blocks_run_in_order(page, digits_model, monkeypatch):
     monkeypatch.setattr("vdm_diffusers.gaussian.PREDICTIONS", PREDICTIONS | {})

@@ -55,6 +55,7 @@ def test_command_prints_and_writes_what_the_function_returns(tmp_path, capsys):
         for name in ("bits_per_dim", "standard_error", "standard_error_draws", "prior", "reconstruction", "diffusion"):
             assert row[name] == pytest.approx(expected[name], rel=1e-3, abs=1e-4), name
         assert f"{row['bits_per_dim']:.4f} ± {row['standard_error']:.4f}" in printed
+        assert "95 % interval {:.4f} to {:.4f}".format(*row["interval_95"]) in printed
     assert (result["num_images"], result["seed"], result["data"]["num_levels"]) == (297, 3, 17)
     assert result["versions"]["torch"] == torch.__version__
     assert PIL.Image.open(tmp_path / "loss.png").width > 100
@@ -71,6 +72,7 @@ def test_ode_is_that_of_the_function(tmp_path, capsys):
     images = Subset(load_digits().validation, range(6))
     settings = {"dequantization": "uniform", "num_importance_samples": 2, "tolerance": 0.01}
     expected = ode_likelihood(vdm.double(), images, num_repeats=2, **settings).record()
+    assert row["interval_95"] == pytest.approx(expected.pop("interval_95"), abs=1e-3)
     assert {name: row[name] for name in expected} == pytest.approx(expected, abs=1e-4)
     assert f"| ODE, uniform, K = 2 | {row['bits_per_dim']:.4f} ±" in capsys.readouterr().out
 

@@ -180,6 +180,7 @@ def test_two_processes_push_once_and_the_card_says_what_was_measured(hub, tmp_pa
     assert any(path.startswith("logs/") and "tfevents" in path for path in uploaded)
     card, metrics = ModelCard(uploaded["README.md"].decode()), json.loads(uploaded["metrics.json"])
     assert f"| variational bound | {metrics['bits_per_dim']:.4f} ± {metrics['standard_error']:.4f} |" in card.text
+    assert "| — 95 % interval | {:.4f} to {:.4f} |".format(*metrics["interval_95"]) in card.text
     for term in ("prior", "reconstruction", "diffusion"):
         assert f"| — {term} | {metrics[term]:.4f} |" in card.text
     assert f"| one histogram for every pixel | {metrics['histogram_bits_per_dim']:.4f} |" in card.text

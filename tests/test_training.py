@@ -35,6 +35,7 @@ def test_a_run_leaves_a_pipeline_and_its_pictures(train, tmp_path, capsys):
     assert set(metrics["seconds"]) == {"preparation", "training", "evaluation", "sampling"}
     printed = capsys.readouterr().out
     assert f"{metrics['bits_per_dim']:.4f} ± {metrics['standard_error']:.4f} bits/dim" in printed
+    assert "95 % interval of the figure: {:.4f} to {:.4f}.".format(*metrics["interval_95"]) in printed
     assert f"{metrics['bits_per_dim']:.4f}" in (out / "README.md").read_text()
     assert any((out / "logs").rglob("events.out.tfevents*"))
     pipe = VDMPipeline.from_pretrained(out)

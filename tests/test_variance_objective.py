@@ -30,7 +30,7 @@ class Opaque(NoiseSchedule):
 
 
 class TinyDenoiser(torch.nn.Module):
-    """Two convolutions of the image and its timestep, in float64 throughout."""
+    """Two convolutions of the image, its timestep and its class, if it has one, in float64 throughout."""
 
     def __init__(self):
         super().__init__()
@@ -38,7 +38,8 @@ class TinyDenoiser(torch.nn.Module):
         self.conv_out = torch.nn.Conv2d(6, 1, 3, padding=1)
 
     def forward(self, sample, timestep, class_labels=None, return_dict=False):
-        told = (timestep / 1000)[:, None, None, None].expand_as(sample)
+        told = timestep / 1000 if class_labels is None else timestep / 1000 + class_labels
+        told = told[:, None, None, None].expand_as(sample)
         return (sample + self.conv_out(torch.tanh(self.conv_in(torch.cat([sample, told], dim=1)))),)
 
 
@@ -102,16 +103,40 @@ def test_gradient_is_the_finite_difference_of_the_mean_square():
         assert measured[i].item() == pytest.approx((mean_square(change) - mean_square(-change)) / 2e-5, rel=1e-5)
 
 
-def test_accumulated_batches_and_a_scaled_loss_add_up():
-    """Twice half a batch is the batch, and a loss scale scales both kinds of gradients alike."""
+def test_labels_count_in_both_objectives():
+    """Against the estimates written out, with the denoiser asked for each image's own class."""
+    schedule = LearnedMonotoneSchedule(num_features=5)
+    vdm = make_vdm(schedule)
+    images, fixed = draws()
+    labels = torch.tensor([0, 3, 1, 1, 0, 2])
+    vdm(images, labels, **fixed).bits_per_dim.mean().backward()
+    measured = gradients(vdm)
+    vdm.zero_grad()
+
+    t = fixed["times"].clone().requires_grad_()
+    gamma = schedule(t)
+    (slope,) = torch.autograd.grad(gamma.sum(), t, create_graph=True)
+    eps, gammas = fixed["noise"][1], gamma[:, None, None, None]
+    z_t = torch.sigmoid(-gammas).sqrt() * ((images + 0.5) / 4 - 1) + torch.sigmoid(gammas).sqrt() * eps
+    (estimate,) = vdm.unet(z_t, 1000 * (gamma + 13.3) / 18.3, labels)
+    bits = 0.5 * slope * (eps - estimate).square().sum((1, 2, 3)) / (16 * LOG_2)
+    bits.square().mean().backward()
+    for name in ("log_slope", "bias", "logits"):
+        torch.testing.assert_close(measured[name], getattr(schedule, name).grad, rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("sizes", [(4, 4), (1, 5, 2)])
+def test_accumulated_batches_and_a_scaled_loss_add_up(sizes):
+    """Parts of a batch, each counted by its share, are the batch, and a loss scale scales both kinds of gradients alike."""
     vdm = make_vdm(LearnedMonotoneSchedule(num_features=5))
     images, fixed = draws(8)
-    vdm(images, **fixed).bits_per_dim.mean().backward()
+    labels = torch.randint(0, 4, (8,))
+    vdm(images, labels, **fixed).bits_per_dim.mean().backward()
     whole = gradients(vdm)
     vdm.zero_grad()
-    for half in (slice(0, 4), slice(4, 8)):
-        loss = vdm(images[half], times=fixed["times"][half], noise=fixed["noise"][:, half])
-        (65536 * loss.bits_per_dim.mean() / 2).backward()
+    for part in torch.arange(8).split(sizes):
+        loss = vdm(images[part], labels[part], fixed["times"][part], fixed["noise"][:, part])
+        (65536 * loss.bits_per_dim.mean() * len(part) / 8).backward()
     for name, gradient in gradients(vdm).items():
         torch.testing.assert_close(gradient / 65536, whole[name], rtol=1e-9, atol=1e-12)
 

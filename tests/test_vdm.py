@@ -23,6 +23,7 @@ from vdm_diffusers import (
     LearnedLinearSchedule,
     LearnedMonotoneSchedule,
     LinearSchedule,
+    TableSchedule,
     VDMPipeline,
     VDMUNet2DModel,
 )
@@ -65,6 +66,18 @@ def test_discrete_diffusion_term_of_gaussian_data(num_timesteps, prediction_type
     torch.testing.assert_close(torch.stack(steps).mean(), expected, rtol=1e-9, atol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("t", "step"), [(0, 1), (1e-9, 1), (1 / 7, 1), (0.143, 2), (2 / 7, 2), (0.2858, 3), (0.99, 7), (1, 7)])
+def test_times_of_a_discrete_chain_are_rounded_up_to_its_steps(t, step, dtype):
+    """t = 0, which stratified times contain, is of the first step as all of (0, 1/T] is."""
+    vdm = gaussian_vdm(num_timesteps=7)
+    x, eps = cubature()
+    measured = vdm.diffusion(x, torch.full((len(x),), t, dtype=dtype), eps).mean()
+    gamma_s, gamma_t = vdm.noise_schedule.chain(7)[step - 1 : step + 1]
+    expected = 7 * discrete_diffusion_loss(torch.stack([gamma_s, gamma_t]))
+    torch.testing.assert_close(measured, expected, rtol=1e-9 if dtype == torch.float64 else 1e-5, atol=0)
+
+
 @pytest.mark.parametrize("prediction_type", PREDICTIONS)
 @pytest.mark.parametrize("schedule", [LinearSchedule(-6.0, 4.0), LearnedMonotoneSchedule(-6.0, 4.0)])
 def test_continuous_diffusion_term_of_gaussian_data(schedule, prediction_type):
@@ -85,6 +98,26 @@ def test_discrete_bound_decreases_towards_the_continuous_one():
     torch.testing.assert_close(measured, losses[:5], rtol=1e-9, atol=0)
     assert all(coarse > fine for coarse, fine in zip(losses, losses[1:] + [continuous]))
     assert losses[-1] - continuous < 0.01 * continuous
+
+
+def test_discrete_bound_may_increase_unless_every_step_is_divided():
+    """The chain of `docs/math.md`; the term as half the drop of SNR times the variance of x given z_t (equation 13)."""
+    schedule = TableSchedule([-8, -7.5, 4.5, 5], [0, 0.49, 0.4999, 1])
+
+    def expected(num_steps: int, covariance: torch.Tensor) -> float:
+        snr = torch.exp(-schedule.chain(num_steps))
+        precision = torch.linalg.inv(covariance) + snr[1:, None, None] * torch.eye(len(covariance)).double()
+        return -0.5 * (snr.diff() * torch.linalg.inv(precision).diagonal(dim1=1, dim2=2).sum(1)).sum().item()
+
+    def measured(num_steps: int) -> float:
+        vdm = gaussian_vdm(schedule, num_timesteps=num_steps)
+        return sum(expected_diffusion(vdm, i / num_steps).item() for i in range(1, num_steps + 1)) / num_steps
+
+    losses = {num_steps: measured(num_steps) for num_steps in range(2, 7)}
+    assert losses == pytest.approx({num_steps: expected(num_steps, COVARIANCE) for num_steps in losses}, rel=1e-9)
+    assert losses[2] > losses[4] > losses[3] > losses[6] > losses[5]
+    documented = [expected(num_steps, 0.1 * torch.eye(1).double()) for num_steps in losses]
+    assert documented == pytest.approx([148.9, 124.6, 134.6, 112.4, 124.5], abs=0.05)
 
 
 def test_prior_term_is_a_kl_divergence():

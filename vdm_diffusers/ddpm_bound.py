@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from . import gaussian
-from .estimates import Estimate
+from .estimates import Estimate, check_sizes
 from .likelihood import shuffled_times
 from .per_image import for_each_image, generators
 from .pixel_space import check_pixel_space
@@ -205,9 +205,10 @@ def ddpm_bound(
         dataset, num_repeats, batch_size, seed, device, processes, description: As in [`variational_bound`].
 
     Raises:
-        `ValueError`: for `num_indices` outside `[1, T - 1]`.
+        `ValueError`: for `num_indices` outside `[1, T - 1]`, for fewer than two images, and for `num_repeats < 1`.
         `FloatingPointError`: when a term is not finite, naming the image and the timestep.
     """
+    check_sizes(len(dataset), num_repeats)
     highest = len(ddpm.gammas) - 1
     num_indices = highest if num_indices is None else num_indices
     if not 1 <= num_indices <= highest:

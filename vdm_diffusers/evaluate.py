@@ -28,7 +28,7 @@ from .checking import describe_unreadable
 from .command_line import check_file_to_write, exit_with_message, option, without_traceback
 from .data import ImageData, load_images
 from .ddpm_bound import DDPM, VARIANCE_TYPES, ddpm_bound
-from .decoding import Preparation
+from .decoding import CONVERSIONS, Preparation
 from .dequantization import DEQUANTIZATIONS
 from .figures import check_figure_path, save_loss_profiles
 from .foreign_models import check_denoiser, check_pipeline, refused_as
@@ -279,13 +279,14 @@ def table(result: dict) -> str:
         "| --- |" + " --- |" * (len(columns) + 1),
     ]
     for row in result["results"]:
+        low, high = row["interval_95"]
+        notes.append(f"- {_name(row)}: 95 % interval {low:.4f} to {high:.4f}")
         cells = ("—" if row.get(key) is None else f"{row[key]:.4f}" for key in keys)
         lines.append(f"| {_name(row)} | {row['bits_per_dim']:.4f} ± {row['standard_error']:.4f} | {' | '.join(cells)} |")
         if row["estimator"] == "ode":
-            notes += [""]
             number, largest = round(row["num_evaluations"]), row["max_evaluations"]
-            notes.append(f"The ODE took {number} evaluations of the denoiser an image and repeat, {largest} at most.")
-    return "\n".join(lines + notes)
+            notes[-1] += f", {number} evaluations of the denoiser an image and repeat, {largest} at most"
+    return "\n".join([*lines, "", *notes])
 
 
 if __name__ == "__main__":

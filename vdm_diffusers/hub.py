@@ -208,7 +208,11 @@ def _metadata(name: str, config: TrainingConfig, data: ImageData, metrics: dict,
 
 
 def _figures(metrics: dict, unit: Unit) -> str:
-    rows = [f"| variational bound | {metrics[unit.name]:.4f} ± {metrics['standard_error']:.4f} |"]
+    low, high = metrics["interval_95"]
+    rows = [
+        f"| variational bound | {metrics[unit.name]:.4f} ± {metrics['standard_error']:.4f} |",
+        f"| — 95 % interval | {low:.4f} to {high:.4f} |",
+    ]
     rows += [f"| — {term} | {metrics[term]:.4f} |" for term in ("prior", "reconstruction", "diffusion")]
     if "histogram_bits_per_dim" in metrics:
         rows.append(f"| one histogram for every pixel | {metrics['histogram_bits_per_dim']:.4f} |")

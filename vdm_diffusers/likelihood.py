@@ -8,7 +8,7 @@ from accelerate import PartialState
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from .estimates import Estimate
+from .estimates import Estimate, check_sizes
 from .per_image import for_each_image, generators
 from .streaming import ImageStream
 from .vdm import VDM, VDMLoss, evaluating, stratified_times
@@ -83,9 +83,10 @@ def variational_bound(
         description (`str`, *optional*): For a progress bar.
 
     Raises:
-        `ValueError`: for a model of real-valued data or of latents.
+        `ValueError`: for fewer than two images, and for `num_repeats < 1`.
         `FloatingPointError`: when a term is not finite, naming the image and the timestep.
     """
+    check_sizes(len(dataset), num_repeats)
     times = shuffled_times(num_repeats, len(dataset), seed)
 
     def terms(images: Tensor, class_labels: Tensor | None, indices: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from .dequantization import DEQUANTIZATIONS
-from .estimates import Estimate
+from .estimates import Estimate, check_sizes
 from .per_image import for_each_image, generators
 from .precision import highest_precision
 from .probability_flow import exact, hutchinson, integrate
@@ -135,6 +135,7 @@ def ode_likelihood(
     An image's draws depend on `seed` and its index alone, and it is integrated with steps of its own: neither batches nor
     processes matter. The other arguments are those of [`variational_bound`].
     """
+    check_sizes(len(dataset), num_repeats)
 
     def bits(images: Tensor, class_labels: Tensor | None, indices: Tensor) -> Tensor:
         """Bits per dimension and number of evaluations, `(B, R, 2)`."""
