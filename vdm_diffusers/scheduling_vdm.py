@@ -168,6 +168,10 @@ class VDMScheduler(SchedulerMixin, ConfigMixin):
         `kwargs` are further configuration: that of a model's β-chain, or else, for a VDM, the `gamma_min` and `gamma_max` of
         its timesteps, which default to those that the schedule was configured with.
         """
+        if not is_whole(num_intervals, 1, MAX_LENGTH - 1):
+            raise ValueError(
+                f"`num_intervals` is {reprlib.repr(num_intervals)}, but it must be a whole number from 1 to {MAX_LENGTH - 1:,}."
+            )
         times, gammas = schedule.table(num_intervals)
         kwargs = {"gamma_min": schedule.gamma_min, "gamma_max": schedule.gamma_max} | kwargs
         return cls.from_config(kwargs | {"gammas": gammas.tolist(), "times": times.tolist()})
