@@ -20,6 +20,7 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     UniPCMultistepScheduler,
 )
+from diffusers.configuration_utils import FrozenDict
 from gaussian_model import COVARIANCE, MEAN, GaussianDenoiser
 from tiny_pipelines import BUILDERS, CHOOSES_ETA, images, unet
 from torch import Tensor, nn
@@ -338,3 +339,193 @@ def test_shares_of_noise_are_between_none_and_all(eta):
     scheduler.set_timesteps(3)
     with pytest.raises(ValueError, match=f"`eta` is {eta}"):
         scheduler.step(torch.zeros(1, 1, 2, 2), scheduler.timesteps[0], torch.zeros(1, 1, 2, 2), eta=eta)
+
+
+def both(eta: float | None, **config) -> tuple:
+    """The stock scheduler that steps with this `eta`, ours of the same configuration, and what both are given at each step."""
+    stock = (DDPMScheduler if eta is None else DDIMScheduler)(**SD, clip_sample=False, **config)
+    return stock, VDMScheduler.from_config(stock.config), {} if eta is None else {"eta": eta}
+
+
+def loop(scheduler, timesteps: Tensor, z: Tensor, **kwargs) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    for t in timesteps:
+        z = scheduler.step(denoise(z, t), t, z, generator=generator, **kwargs).prev_sample
+    return z
+
+
+def set_in_place(scheduler) -> None:
+    scheduler.timesteps[1] += 7
+
+
+def use_fewer_steps(scheduler) -> None:
+    scheduler.num_inference_steps = 5
+
+
+def predict_the_velocity(scheduler) -> None:
+    scheduler._internal_dict = FrozenDict(dict(scheduler.config) | {"prediction_type": "v_prediction"})
+
+
+CHANGES: dict[str, Callable] = {
+    "the last ones": lambda scheduler: setattr(scheduler, "timesteps", scheduler.timesteps[5:]),
+    "every second": lambda scheduler: setattr(scheduler, "timesteps", scheduler.timesteps[::2]),
+    "others": lambda scheduler: setattr(scheduler, "timesteps", torch.tensor([901, 800, 33, 4])),
+    "one in place": set_in_place,
+    "their number": use_fewer_steps,
+    "the configuration": predict_the_velocity,
+}
+
+
+@pytest.mark.parametrize("eta", [None, 0.0, 0.5])
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_is_changed_from_outside_counts(change, eta):
+    stock, ours, kwargs = both(eta, timestep_spacing="leading", steps_offset=1)
+    z, results = torch.randn(2, 3, 4, 4), []
+    for scheduler in (stock, ours):
+        scheduler.set_timesteps(10)
+        CHANGES[change](scheduler)
+        results.append(loop(scheduler, scheduler.timesteps, z, **kwargs))
+    torch.testing.assert_close(*results, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("eta", [None, 0.0])
+def test_a_loop_over_a_part_of_the_timesteps(eta):
+    stock, ours, kwargs = both(eta)
+    z, results = torch.randn(2, 3, 4, 4), []
+    for scheduler in (stock, ours):
+        scheduler.set_timesteps(10)
+        results.append(loop(scheduler, scheduler.timesteps[6:], z, **kwargs))
+    torch.testing.assert_close(*results, rtol=0, atol=1e-4)
+
+
+def test_the_last_timesteps_of_a_noise_schedule_lead_to_the_same_images():
+    scheduler, z, results = VDMScheduler(gamma_min=-8.0), torch.randn(2, 3, 4, 4), []
+    for cut in (False, True):
+        scheduler.set_timesteps(10)
+        rest = scheduler.timesteps[5:]
+        if cut:
+            scheduler.timesteps = rest.clone()
+        results.append(loop(scheduler, rest, z))
+    torch.testing.assert_close(*results, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "timesteps",
+    [[10, 20], [20, 20], [], [1000, 3], [20.5, 3], [float("nan")], [[20, 10]]],
+    ids=lambda timesteps: str(timesteps),
+)
+def test_timesteps_changed_to_what_no_steps_lead_through_are_refused(timesteps):
+    scheduler, z = VDMScheduler(**SD), torch.zeros(1, 3, 4, 4)
+    scheduler.set_timesteps(5)
+    scheduler.timesteps = torch.tensor(timesteps)
+    with pytest.raises(ValueError, match="`timesteps` (must|run)"):
+        scheduler.step(z, 20, z)
+
+
+def test_images_step_together():
+    scheduler, z = VDMScheduler(**SD), torch.randn(3, 3, 4, 4)
+    results = []
+    for expanded in (lambda t: t, lambda t: t.expand(3), lambda t: t.repeat(3), float):
+        scheduler.set_timesteps(5)
+        results.append(scheduler.step(z, expanded(scheduler.timesteps[0]), z, eta=0.0).prev_sample)
+    assert all(torch.equal(result, results[0]) for result in results)
+    scheduler.set_timesteps(5)
+    for timesteps in (scheduler.timesteps[:3], torch.tensor([999, 1, 2])):
+        with pytest.raises(ValueError, match="different values for the images"):
+            scheduler.step(z, timesteps, z)
+
+
+@pytest.mark.parametrize("timestep", [3, 998.5, float("nan"), None, "999", torch.empty(0)], ids=str)
+def test_a_timestep_that_is_not_visited_is_refused(timestep):
+    scheduler, z = VDMScheduler(**SD), torch.zeros(1, 3, 4, 4)
+    scheduler.set_timesteps(5)
+    with pytest.raises(ValueError, match="takes the elements of `scheduler.timesteps`"):
+        scheduler.step(z, timestep, z)
+
+
+def test_options_of_ddim_leave_ddpm_alone():
+    """`set_alpha_to_one=False` would leave noise where DDPM ends in `x`."""
+    config = DDIMScheduler(**SD, clip_sample=False, set_alpha_to_one=False).config
+    scheduler = VDMScheduler.from_config(config)
+    torch.testing.assert_close(sample(scheduler, 7), sample(DDPMScheduler.from_config(config), 7), rtol=0, atol=1e-5)
+    assert scheduler.gamma_0 == -torch.inf
+    sample(scheduler, 7, eta=0.0)
+    assert scheduler.gamma_0 == scheduler.timestep_map.gammas[0]
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize(
+    "variance_type", ["fixed_small", "fixed_small_log", "fixed_large", "learned", "learned_range", None], ids=str
+)
+def test_variances_are_those_of_ddpm(variance_type, spacing):
+    stock = DDPMScheduler(**SD, clip_sample=False, variance_type=variance_type, **SPACINGS[spacing])
+    ours = VDMScheduler.from_config(stock.config)
+    results = []
+    for scheduler in (stock, ours):
+        generator = torch.Generator().manual_seed(0)
+        z = torch.randn(2, 3, 4, 4, generator=generator)
+        scheduler.set_timesteps(6)
+        for t in scheduler.timesteps:
+            output = denoise(z, t)
+            if variance_type in ("learned", "learned_range"):
+                output = torch.cat([output, 0.1 + z.sin() ** 2], dim=1)
+            z = scheduler.step(output, t, z, generator=generator).prev_sample
+        results.append(z)
+    torch.testing.assert_close(*results, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("variance_type", "channels", "eta"),
+    [("fixed_small", 6, None), ("fixed_small", 6, 0.0), ("learned_range", 3, None), ("learned", 4, None), ("learned", 4, 0.0)],
+)
+def test_outputs_of_another_size_are_refused(variance_type, channels, eta):
+    scheduler, z = VDMScheduler(**SD, variance_type=variance_type), torch.zeros(2, 3, 4, 4)
+    scheduler.set_timesteps(5)
+    with pytest.raises(ValueError, match=f"`model_output` has the shape .2, {channels}, 4, 4."):
+        scheduler.step(torch.zeros(2, channels, 4, 4), scheduler.timesteps[0], z, eta=eta)
+
+
+def test_steps_of_ddim_have_no_use_for_learned_variances():
+    scheduler, z, output = VDMScheduler(**SD, variance_type="learned_range"), *torch.randn(2, 2, 3, 4, 4)
+    results = []
+    for model_output in (output, torch.cat([output, z], dim=1)):
+        scheduler.set_timesteps(5)
+        results.append(scheduler.step(model_output, scheduler.timesteps[0], z, eta=0.0).prev_sample)
+    assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("timesteps", [[-1, 3], [1000, 3], [float("nan"), 3], [1, 2, 3]], ids=str)
+def test_noise_levels_that_nothing_has_are_refused(timesteps):
+    x = torch.zeros(2, 3, 4, 4)
+    for method in (VDMScheduler(**SD).add_noise, VDMScheduler(**SD).get_velocity):
+        with pytest.raises(ValueError, match="`timesteps`"):
+            method(x, x, torch.tensor(timesteps))
+
+
+@pytest.mark.parametrize(
+    ("config", "num_steps", "message"),
+    [
+        ({"trained_betas": [0.1, 0.2, 0.3]}, 10, "the last index of the chain is 2"),
+        (SD | {"timestep_spacing": "leading", "steps_offset": 1}, 1000, "begin at index 1000"),
+        (SD, 1001, "the chain has 1000 indices"),
+        (SD, 10**9, "must be a whole number from 1 to"),
+        (SD, 2.5, "must be a whole number from 1 to"),
+        (SD, True, "must be a whole number from 1 to"),
+        (SD, "10", "must be a whole number from 1 to"),
+        ({}, 10**9, "must be a whole number from 1 to"),
+    ],
+)
+def test_more_steps_than_a_chain_has_are_refused(config, num_steps, message):
+    with pytest.raises(ValueError, match=message):
+        VDMScheduler(**config).set_timesteps(num_steps)
+
+
+@pytest.mark.parametrize(("length", "num_steps"), [(100, 29), (1000, 61), (1000, 60)])
+def test_trailing_indices_stay_on_the_chain(length, num_steps):
+    """For some numbers of steps the rounding of NumPy's `arange` makes diffusers' schedulers visit an index of -1 too."""
+    scheduler = VDMScheduler(**SD, num_train_timesteps=length, timestep_spacing="trailing")
+    scheduler.set_timesteps(num_steps)
+    stock = DDPMScheduler(**SD, num_train_timesteps=length, timestep_spacing="trailing")
+    stock.set_timesteps(num_steps)
+    assert len(scheduler.timesteps) == num_steps
+    assert torch.equal(scheduler.timesteps, stock.timesteps[stock.timesteps >= 0])

@@ -174,6 +174,33 @@ def test_lists_of_generators_sample_each_image_alone():
         ({"gamma_min": 5.0, "gamma_max": -13.3}, "`gamma_min` .* must be below `gamma_max`"),
         ({"prediction_type": "flow"}, "`prediction_type` is 'flow'"),
         ({"gammas": [0.0, 1.0, 2.0], "times": [0.0, 0.5]}, "at least two gammas and as many times"),
+        ({"gammas": "steep"}, "`gammas` is 'steep', but it must be a list of numbers"),
+        ({"gammas": [0.0, [1.0, 2.0]]}, "`gammas` is .* must be a list of numbers"),
+        ({"gammas": [0.0, 1.0], "times": [0.0, None]}, "`times` is .* must be a list of numbers"),
+        ({"gammas": range(10**9)}, "`gammas` has 1,000,000,000 elements"),
+        ({"gamma_min": float("nan")}, "`gamma_min` is nan"),
+        ({"gamma_max": "5"}, "`gamma_max` is '5'"),
+        ({"prediction_type": ["epsilon"]}, "`prediction_type` is"),
+        ({"eta": 1.5}, "`eta` is 1.5"),
+        ({"eta": True}, "`eta` is True"),
+        ({"clip_sample": "no"}, "`clip_sample` is 'no', but it must be true or false"),
+        ({"clip_sample_range": -1}, "`clip_sample_range` is -1"),
+        ({"dynamic_thresholding_ratio": 2}, "`dynamic_thresholding_ratio` is 2"),
+        ({"variance_type": "small"}, "`variance_type` is 'small'"),
+        ({"timestep_spacing": None}, "`timestep_spacing` is None"),
+        ({"steps_offset": 0.5}, "`steps_offset` is 0.5"),
+        ({"beta_schedule": "steep"}, "`beta_schedule` is 'steep', but it must be one of `linear`"),
+        ({"beta_schedule": "linear", "beta_end": 1.5}, "`beta_end` is 1.5"),
+        ({"beta_schedule": "linear", "beta_start": 0.0}, "β_0 of the chain is 0"),
+        ({"beta_schedule": "linear", "beta_start": 0.5, "beta_end": 0.9}, "0 before its end"),
+        ({"trained_betas": [0.1, float("nan"), 0.2]}, "β_1 of the chain is nan"),
+        ({"trained_betas": [0.1, -0.2]}, "β_1 of the chain is -0.2"),
+        ({"trained_betas": [0.1, 1.0, 0.2]}, "β_1 of the chain is 1"),
+        ({"trained_betas": "0.1"}, "`trained_betas` is '0.1'"),
+        ({"trained_betas": [0.1]}, "only one"),
+        ({"trained_betas": []}, "only"),
+        ({"trained_betas": [1e-9, 0.1]}, "too small or too large"),
+        *(({"num_train_timesteps": n}, "`num_train_timesteps` is") for n in (0, -5, 2**31, 10**6, 1000.0, True, "1000", None)),
     ],
 )
 def test_bad_configurations_are_refused(kwargs, message):
@@ -191,3 +218,24 @@ def test_steps_out_of_place_are_refused():
     scheduler.set_timesteps(10)
     with pytest.raises(ValueError, match="takes the elements of `scheduler.timesteps`"):
         scheduler.step(z, 123.4, z)
+    for begin_index in (-1, 1.5, None):
+        with pytest.raises(ValueError, match="`begin_index` is"):
+            scheduler.set_begin_index(begin_index)
+
+
+@pytest.mark.parametrize("beta_schedule", ["linear", "scaled_linear", "squaredcos_cap_v2", "laplace", "sigmoid"])
+@pytest.mark.parametrize("rescale", [False, True])
+def test_chains_are_those_of_diffusers(beta_schedule, rescale):
+    kwargs = {"num_train_timesteps": 3000, "beta_schedule": beta_schedule, "rescale_betas_zero_snr": rescale}
+    ours, stock = VDMScheduler(**kwargs), DDPMScheduler(**kwargs)
+    torch.testing.assert_close(ours.betas, stock.betas, rtol=1e-6, atol=0)
+    torch.testing.assert_close(ours.alphas_cumprod, stock.alphas_cumprod, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(("gamma_min", "gamma_max"), [(-13.3, 5.0), (-10.0, 10.0), (-8.0, 5.0)])
+@pytest.mark.parametrize("num_train_timesteps", [10, 1000, 100_000])
+def test_the_exported_chain_is_as_near_as_float32_allows(gamma_min, gamma_max, num_train_timesteps):
+    """The error of ᾱ is a rounding of β and one of the product, however long the chain."""
+    scheduler = VDMScheduler(num_train_timesteps, gamma_min, gamma_max)
+    gammas = gamma_min + (gamma_max - gamma_min) * torch.arange(num_train_timesteps, dtype=torch.float64) / num_train_timesteps
+    torch.testing.assert_close(scheduler.alphas_cumprod.double(), torch.sigmoid(-gammas), rtol=2e-7, atol=0)

@@ -83,7 +83,7 @@ class DDPM(nn.Module):
         gammas = getattr(VDMScheduler.from_config(config).timestep_map, "gammas", None)
         if gammas is None:
             raise ValueError("A VDM is no model of a β-chain, which DDPM's bound is about: evaluate its own bound.")
-        variance_type = variance_type or config.get("variance_type", "fixed_small").removesuffix("_log")
+        variance_type = variance_type or (config.get("variance_type") or "fixed_small").removesuffix("_log")
         channels = pipeline.unet.config.in_channels
         expected = channels * (2 if variance_type.startswith("learned") else 1)
         found = pipeline.unet.config.out_channels or channels

@@ -106,7 +106,7 @@ PREDICTIONS: dict[str, Callable[[Tensor, Tensor], Coefficients]] = {
 
 def check_prediction_type(prediction_type: str) -> None:
     """Raise `ValueError` for a `prediction_type` that is not in `PREDICTIONS`."""
-    if prediction_type not in PREDICTIONS:
+    if not isinstance(prediction_type, str) or prediction_type not in PREDICTIONS:
         known = ", ".join(f"`{name}`" for name in PREDICTIONS)
         raise ValueError(f"`prediction_type` is {prediction_type!r}, but it must be one of {known}.")
 

@@ -133,6 +133,6 @@ def _is_variance_preserving(known: Mapping[str, object], is_chain: bool, own: ty
 
 def _renamed(config: Mapping[str, object]) -> dict[str, object]:
     """What `predict_epsilon` said until diffusers 0.9, `prediction_type` says today."""
+    rest = {name: value for name, value in config.items() if name != "predict_epsilon"}
     old = config.get("predict_epsilon")
-    renamed = {} if old is None else {"prediction_type": "epsilon" if old else "sample"}
-    return renamed | dict(config)
+    return rest if old is None else {"prediction_type": "epsilon" if old else "sample"} | rest

@@ -2,11 +2,11 @@
 
 import reprlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from diffusers import DDPMScheduler
-from diffusers.configuration_utils import ConfigMixin, FrozenDict, register_to_config
+from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
@@ -15,10 +15,10 @@ from torch import Tensor
 from . import gaussian
 from .beta_chains import CHAIN_OPTIONS, betas_of, chain_betas, chain_gammas
 from .noise_schedules import MAX_LENGTH, NoiseSchedule, TableSchedule, as_vector
-from .reverse_steps import StepFactors, ddim_steps, ddpm_steps, is_learned
+from .reverse_steps import is_learned
 from .scheduler_options import check_options, complete, is_number, is_whole
 from .timestep_maps import AffineTimesteps, ChainTimesteps
-from .visits import ChainVisits, ScheduleVisits, Steps, Visits
+from .visits import ChainVisits, ScheduleVisits, Visit, Visits
 
 
 @dataclass
@@ -33,21 +33,6 @@ class VDMSchedulerOutput(BaseOutput):
 
     prev_sample: Tensor
     pred_original_sample: Tensor
-
-
-@dataclass
-class Visit:
-    """The steps of one sampling, made from the scheduler as it was: remade if that is changed from outside."""
-
-    timesteps: Tensor
-    version: int | None
-    num_inference_steps: int
-    config: FrozenDict
-    steps: Steps
-    factors: dict[tuple[str, float | None, str | None], list[StepFactors]] = field(default_factory=dict)
-
-    def __post_init__(self):
-        self.values: list[float] = self.steps.timesteps.tolist()
 
 
 class VDMScheduler(SchedulerMixin, ConfigMixin):
@@ -168,6 +153,10 @@ class VDMScheduler(SchedulerMixin, ConfigMixin):
         `kwargs` are further configuration: that of a model's β-chain, or else, for a VDM, the `gamma_min` and `gamma_max` of
         its timesteps, which default to those that the schedule was configured with.
         """
+        if not is_whole(num_intervals, 1, MAX_LENGTH - 1):
+            raise ValueError(
+                f"`num_intervals` is {reprlib.repr(num_intervals)}, but it must be a whole number from 1 to {MAX_LENGTH - 1:,}."
+            )
         times, gammas = schedule.table(num_intervals)
         kwargs = {"gamma_min": schedule.gamma_min, "gamma_max": schedule.gamma_max} | kwargs
         return cls.from_config(kwargs | {"gammas": gammas.tolist(), "times": times.tolist()})
@@ -261,22 +250,20 @@ class VDMScheduler(SchedulerMixin, ConfigMixin):
             )
         self.timesteps = steps.timesteps.to(device)
         self.num_inference_steps, self._is_spaced = len(steps.timesteps), timesteps is None
-        self._visit = self._visit_of(steps)
+        self._visit = Visit(steps, self._state())
 
-    def _visit_of(self, steps: Steps) -> Visit:
-        return Visit(self._timesteps, _version(self._timesteps), self.num_inference_steps, self._internal_dict, steps)
+    def _state(self) -> tuple[Tensor, dict[str, object], tuple[int | None, int | None]]:
+        """All that steps are made from: `timesteps`, the configuration, and the version and number of the former."""
+        version = None if self._timesteps.is_inference() else self._timesteps._version
+        return self._timesteps, self._internal_dict, (version, self.num_inference_steps)
 
     def _current_visit(self) -> Visit:
-        """The steps that were set, or others if `timesteps`, their number or the configuration have been changed since."""
-        visit = self._visit
-        if (
-            visit is not None
-            and visit.timesteps is self._timesteps
-            and visit.version == _version(self._timesteps)
-            and visit.num_inference_steps == self.num_inference_steps
-            and visit.config is self._internal_dict
-        ):
-            return visit
+        """The steps that were set, or others if what they were made from has been changed since."""
+        if self._visit is not None:
+            timesteps, config, counts = self._state()
+            made_from = self._visit.state
+            if timesteps is made_from[0] and config is made_from[1] and counts == made_from[2]:
+                return self._visit
         if self.num_inference_steps is None:
             raise ValueError("`num_inference_steps` is not set: call `set_timesteps` before `step`.")
         if not is_whole(self.num_inference_steps, 1):
@@ -284,7 +271,7 @@ class VDMScheduler(SchedulerMixin, ConfigMixin):
         timesteps = self._timesteps.detach().cpu().double()
         self._visits.check(timesteps)
         stride = self.config.num_train_timesteps // self.num_inference_steps
-        self._visit = self._visit_of(self._visits.between(timesteps, stride if self._is_spaced else None))
+        self._visit = Visit(self._visits.between(timesteps, stride if self._is_spaced else None), self._state())
         return self._visit
 
     def scale_model_input(self, sample: Tensor, timestep: Tensor | float | None = None) -> Tensor:
@@ -326,10 +313,11 @@ class VDMScheduler(SchedulerMixin, ConfigMixin):
                 outside [0, 1], and for a `model_output` of another size.
         """
         visit = self._current_visit()
-        eta = self._last_eta = self.config.eta if eta is None else eta
+        eta = self.config.eta if eta is None else eta
+        of_steps = visit.factors(self.config.prediction_type, eta, self.config.variance_type)
         model_output, variance = self._split(model_output, sample, ancestral=eta is None)
         index = self._next_index(timestep, visit)
-        factors = self._factors(visit, self.config.prediction_type, eta)[index]
+        factors, self._last_eta = of_steps[index], eta
 
         dtype = torch.promote_types(sample.dtype, torch.float32)
         z_t, output = sample.to(dtype), model_output.to(dtype)
@@ -337,7 +325,7 @@ class VDMScheduler(SchedulerMixin, ConfigMixin):
         if self.config.thresholding or self.config.clip_sample:
             x = self._clip(x)
             if eta is None or use_clipped_model_output:
-                factors, output = self._factors(visit, "sample", eta)[index], x
+                factors, output = visit.factors("sample", eta, self.config.variance_type)[index], x
         z_s = (x * factors.alpha_s).add_(output, alpha=factors.eps_from_output).add_(z_t, alpha=factors.eps_from_z)
         if factors.noise:
             noise = randn_tensor(z_t.shape, generator=generator, device=z_t.device, dtype=dtype)
@@ -362,20 +350,6 @@ class VDMScheduler(SchedulerMixin, ConfigMixin):
             )
         mean, variance = model_output.chunk(2, dim=1)
         return mean, variance if ancestral else None
-
-    def _factors(self, visit: Visit, prediction_type: str, eta: float | None) -> list[StepFactors]:
-        """Of every step, computed when first asked for after `set_timesteps`."""
-        if not (eta is None or is_number(eta, 0, 1)):
-            raise ValueError(f"`eta` is {reprlib.repr(eta)}, but the share of fresh noise is between 0 and 1.")
-        key = (prediction_type, eta, self.config.variance_type)
-        if key not in visit.factors:
-            _, gammas, gammas_ddpm, gammas_ddim = visit.steps
-            if eta is None:
-                noisy = visit.steps.timesteps > 0
-                visit.factors[key] = ddpm_steps(prediction_type, gammas_ddpm, gammas, self.config.variance_type, noisy)
-            else:
-                visit.factors[key] = ddim_steps(prediction_type, gammas_ddim, gammas, eta)
-        return visit.factors[key]
 
     def _clip(self, x: Tensor) -> Tensor:
         if self.config.thresholding:
@@ -437,11 +411,6 @@ class VDMScheduler(SchedulerMixin, ConfigMixin):
 
     def __len__(self) -> int:
         return self.config.num_train_timesteps
-
-
-def _version(timesteps: Tensor) -> int | None:
-    """Counts the changes of a tensor in place, where PyTorch does."""
-    return None if timesteps.is_inference() else timesteps._version
 
 
 def _one_value(timestep: Tensor | float) -> float | None:

@@ -1,5 +1,6 @@
 """What a scheduler visits: the indices of a β-chain, or a noise schedule. Both say which gammas each step leads between."""
 
+import reprlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -9,6 +10,8 @@ from torch import Tensor
 
 from .beta_chains import SPACINGS
 from .noise_schedules import TableSchedule
+from .reverse_steps import StepFactors, ddim_steps, ddpm_steps
+from .scheduler_options import is_number
 from .timestep_maps import ChainTimesteps, TimestepMap
 
 
@@ -22,6 +25,34 @@ class Steps(NamedTuple):
     gammas: Tensor
     gammas_ddpm: Tensor
     gammas_ddim: Tensor
+
+
+class Visit:
+    """
+    The steps of one sampling.
+
+    Args:
+        steps ([`Steps`]): Where they lead.
+        state (`tuple`): What of a scheduler they were made from, see `VDMScheduler._state`.
+    """
+
+    def __init__(self, steps: Steps, state: tuple):
+        self.steps, self.state = steps, state
+        self.values: list[float] = steps.timesteps.tolist()
+        self._factors: dict[tuple[str, float | None, str | None], list[StepFactors]] = {}
+
+    def factors(self, prediction_type: str, eta: float | None, variance_type: str | None) -> list[StepFactors]:
+        """Of every step, DDPM's or with an `eta` DDIM's, computed when first asked for."""
+        if not (eta is None or is_number(eta, 0, 1)):
+            raise ValueError(f"`eta` is {reprlib.repr(eta)}, but the share of fresh noise is between 0 and 1.")
+        key = (prediction_type, eta, variance_type)
+        if key not in self._factors:
+            timesteps, gammas, gammas_ddpm, gammas_ddim = self.steps
+            if eta is None:
+                self._factors[key] = ddpm_steps(prediction_type, gammas_ddpm, gammas, variance_type, noisy=timesteps > 0)
+            else:
+                self._factors[key] = ddim_steps(prediction_type, gammas_ddim, gammas, eta)
+        return self._factors[key]
 
 
 class Visits(ABC):
