@@ -67,8 +67,8 @@ def load_vdm(config: TrainingConfig) -> VDM:
     name = config.pretrained_model_name_or_path
     try:
         return VDM.from_pretrained(name, config.num_timesteps, config.weighting, cache_dir=config.cache_dir)
-    except OSError as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    except (OSError, ValueError) as error:
+        reason = str(error).split("could not be loaded: ")[-1]
         raise ValueError(
             f"`--pretrained_model_name_or_path` {name!r} could not be loaded: {reason} Name a model that train_vdm.py or"
             " `VDM.save_pretrained` wrote, as a folder or on the Hub."
