@@ -146,3 +146,34 @@ def test_what_is_no_autoencoder_is_named(tmp_path):
     VDMUNet2DModel(8, 3, block_channels=8, layers_per_side=1, norm_num_groups=4).save_pretrained(tmp_path / "unet")
     with pytest.raises(ValueError, match="is a VDMUNet2DModel, no autoencoder"):
         load_autoencoder(tmp_path / "unet")
+
+
+def test_an_autoencoder_that_overflows_in_float16_is_upcast_and_put_back():
+    half, exact, seen = vae().half(), vae(), []
+    exact.load_state_dict({name: weight.float() for name, weight in half.state_dict().items()})
+    for layer in (half.encoder.conv_in, half.decoder.conv_in):
+        layer.register_forward_pre_hook(lambda module, args: seen.append(args[0].dtype))
+    x, z = torch.rand(2, 3, 16, 16) * 2 - 1, torch.randn(2, 4, 8, 8)
+    expected = encode(exact, x, torch.Generator().manual_seed(0)), decode(exact, z)
+    assert torch.equal(encode(half, x, torch.Generator().manual_seed(0)), expected[0])
+    assert torch.equal(decode(half, z), expected[1])
+    assert seen == [torch.float32] * 2 and half.dtype == torch.float16
+    half.register_to_config(force_upcast=False)
+    decode(half, z)
+    assert seen[-1] == torch.float16
+
+
+def test_pictures_of_an_autoencoder_that_are_not_finite_are_refused():
+    pipe = latent_vdm(vae().eval()).to_pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    torch.nn.init.constant_(pipe.vae.decoder.conv_out.bias, float("inf"))
+    pipe.vae.decoder.conv_out.weight.data.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="what AutoencoderKL decodes in torch.float32 is not finite"):
+        pipe(1, num_inference_steps=2)
+
+
+def test_images_of_other_channels_than_the_autoencoder_s_are_refused():
+    with pytest.raises(ValueError, match=r"the autoencoder takes \(B, 3, H, W\)"):
+        latent_vdm(vae().eval())(torch.zeros(2, 1, 16, 16, dtype=torch.uint8))
+    with pytest.raises(ValueError, match=r"and so latents of \(4, 4, 4\), but this is a model of"):
+        latent_vdm(vae().eval())(torch.zeros(2, 3, 8, 8, dtype=torch.uint8))

@@ -8,9 +8,22 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    DiffusionPipeline,
+    DPMSolverMultistepScheduler,
+    EDMEulerScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    IPNDMScheduler,
+    UniPCMultistepScheduler,
+)
+from tiny_pipelines import unet
 
-from vdm_diffusers import VDM, LearnedMonotoneSchedule, VDMPipeline, VDMUNet2DModel
+from vdm_diffusers import VDM, LearnedMonotoneSchedule, VDMPipeline, VDMScheduler, VDMUNet2DModel
+from vdm_diffusers.scheduler_checks import check_scheduler
 
 
 def tiny_pipeline(**kwargs) -> VDMPipeline:
@@ -182,11 +195,141 @@ def test_half_precision_denoiser_keeps_float32_latents():
         ({"class_labels": [0, 1], "guidance_scale": 2.0}, "this denoiser is unconditional"),
         ({"guidance_scale": 3.0}, "`guidance_scale` is 3.0, which needs `class_labels`"),
         ({"callback_on_step_end_tensor_inputs": ["prompt"]}, "offers"),
+        ({"num_inference_steps": 0}, "`num_inference_steps` is 0, but must be from 1"),
+        ({"guidance_scale": float("nan")}, "`guidance_scale` is nan"),
+        ({"eta": 2.0}, "`eta` is 2.0, but must be from 0 to 1"),
+        ({"timesteps": [1.0, 2.0]}, "`timesteps` must decrease"),
     ],
 )
 def test_bad_arguments_are_refused(kwargs, message):
     with pytest.raises(ValueError, match=message):
         images_of(tiny_pipeline(), **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"batch_size": "a prompt"}, "takes no prompt such as 'a prompt'"),
+        ({"batch_size": 2.0}, "`batch_size` is 2.0, but must be a whole number"),
+        ({"generator": 0}, r"`generator` is 0, but must be a `torch.Generator`.*manual_seed\(0\)"),
+        ({"batch_size": 2, "generator": [1, 2]}, r"`generator` is \[1, 2\], but must be"),
+        ({"num_inference_steps": 1.5}, "`num_inference_steps` is 1.5, but must be a whole number"),
+        ({"num_inference_steps": "10"}, "`num_inference_steps` is '10'"),
+        ({"num_inference_steps": True}, "`num_inference_steps` is True"),
+        ({"class_labels": ["china"]}, r"`class_labels` are \['china'\], but must be whole numbers"),
+        ({"class_labels": [1.5]}, r"`class_labels` are \[1.5\], but must be whole numbers"),
+        ({"latents": [0.0]}, "`latents` are a list, but must be a tensor"),
+        ({"latents": torch.zeros(1, 3, 6, 8, dtype=torch.int64)}, "`latents` are torch.int64, but must be floating-point"),
+        ({"timesteps": "abc"}, "`timesteps` are a str"),
+        ({"callback_on_step_end": 3}, "`callback_on_step_end` is a int, but must be a function"),
+    ],
+)
+def test_arguments_of_another_type_are_refused(kwargs, message):
+    with pytest.raises(TypeError, match=message):
+        tiny_pipeline(num_class_embeds=4)(**kwargs)
+
+
+@pytest.mark.parametrize(
+    ("unet", "scheduler", "message"),
+    [
+        ("path", VDMScheduler(), "`unet` is 'path', but must be a Module"),
+        (VDMUNet2DModel, VDMScheduler(), "`unet` is the class VDMUNet2DModel"),
+        (torch.nn.Identity(), VDMScheduler, "`scheduler` is the class VDMScheduler, but must be a SchedulerMixin"),
+        (torch.nn.Identity(), LearnedMonotoneSchedule(num_features=4), "`scheduler` is a LearnedMonotoneSchedule"),
+    ],
+)
+def test_components_of_another_kind_are_refused(unet, scheduler, message):
+    with pytest.raises(TypeError, match=message):
+        VDMPipeline(unet, scheduler)
+
+
+def test_a_callback_stops_the_call_or_returns_nothing():
+    pipe, steps = tiny_pipeline(), []
+
+    def callback(pipeline, step, timestep, tensors):
+        steps.append(step)
+        pipeline._interrupt = step == 1
+
+    assert images_of(pipe, callback_on_step_end=callback).shape == (2, 3, 6, 8)
+    assert steps == [0, 1] and pipe.interrupt
+    assert torch.equal(images_of(pipe, callback_on_step_end=lambda *_: None), images_of(pipe))
+
+
+def test_a_pipeline_is_made_from_another_one():
+    pipe = tiny_pipeline(num_class_embeds=4)
+    again = VDMPipeline.from_pipe(pipe)
+    assert again.unet is pipe.unet and again.scheduler is pipe.scheduler and again.config.num_levels == 16
+    assert again.config.trained_for == pipe.config.trained_for
+    plain = DDPMPipeline(unet(), DDPMScheduler())
+    assert VDMPipeline.from_pipe(plain).unet is plain.unet
+    assert VDMPipeline.from_pipe(plain, num_levels=8).config.num_levels == 8
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_keeps_the_schedule_and_what_is_not_the_denoiser_s(dtype, tmp_path):
+    pipe, levels = smooth_pipeline().to(torch.float32), torch.randint(0, 16, (2, 3, 6, 8))
+    times = torch.linspace(0, 1, 101, dtype=torch.float64)
+    expected = pipe.log_likelihood(levels, tolerance=0.1, generator=torch.Generator().manual_seed(1))
+    gammas = pipe.scheduler.noise_schedule(times)
+    pipe.save_pretrained(tmp_path / "exact")
+    pipe.to(dtype).save_pretrained(tmp_path / "half")
+    loaded = VDMPipeline.from_pretrained(tmp_path / "exact", torch_dtype=dtype), VDMPipeline.from_pretrained(tmp_path / "half")
+    for half in (pipe, *loaded):
+        assert torch.equal(half.scheduler.noise_schedule(times), gammas)
+        nats = half.log_likelihood(levels, tolerance=0.1, generator=torch.Generator().manual_seed(1))
+        torch.testing.assert_close(nats, expected, rtol=0.02, atol=0)
+        decoded = half.decode(half.encode(levels, tolerance=0.1), tolerance=0.1, output_type="pt")
+        assert (decoded * 15 - levels).abs().mean() < 0.1
+
+
+def test_images_that_are_not_finite_are_an_error_that_says_where():
+    pipe, calls = tiny_pipeline(), []
+
+    def overflow(unet, args, output):
+        calls.append(args)
+        return (output[0] * float("inf"),) if len(calls) == 3 else output
+
+    pipe.unet.register_forward_hook(overflow)
+    with pytest.raises(
+        FloatingPointError, match="denoiser's output is not finite at step 2 of 5, .* in torch.float32"
+    ) as error:
+        images_of(pipe)
+    assert f"timestep {pipe.scheduler.timesteps[2]:.6g}," in str(error.value)
+    with pytest.raises(FloatingPointError, match="latents are not finite at the end"):
+        images_of(
+            pipe, callback_on_step_end=lambda *args: {"latents": args[3]["latents"] * float("nan")}, num_inference_steps=1
+        )
+
+
+STRANGERS = {
+    "another chain": DDPMScheduler,
+    "another prediction": lambda: DDIMScheduler.from_config(tiny_pipeline().scheduler.config, prediction_type="v_prediction"),
+    "another length": lambda: DDPMScheduler(num_train_timesteps=100),
+    "EDM": EDMEulerScheduler,
+    "flow matching": FlowMatchEulerDiscreteScheduler,
+    "a chain of its own": IPNDMScheduler,
+}
+
+
+@pytest.mark.parametrize("make", STRANGERS.values(), ids=STRANGERS)
+def test_schedulers_that_were_not_made_for_the_model_are_refused(make, tmp_path):
+    pipe = tiny_pipeline()
+    pipe.save_pretrained(tmp_path)
+    pipe.scheduler = make()
+    for stranger in (pipe, VDMPipeline.from_pretrained(tmp_path, scheduler=make())):
+        with pytest.raises(ValueError, match="was not made for the model|is no scheduler of a variance-preserving"):
+            images_of(stranger)
+        with pytest.raises(ValueError, match="was not made for the model|is no scheduler of a variance-preserving"):
+            VDM.from_pipeline(stranger)
+
+
+@pytest.mark.parametrize("cls", [DDPMScheduler, EulerDiscreteScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler])
+def test_schedulers_made_for_the_model_are_taken_whatever_their_options(cls):
+    pipe = tiny_pipeline()
+    options = {} if cls is DDPMScheduler else {"use_karras_sigmas": True}
+    pipe.scheduler = cls.from_config(pipe.scheduler.config, timestep_spacing="trailing", **options)
+    check_scheduler(pipe.scheduler, pipe.config.trained_for)
+    check_scheduler(VDMScheduler.from_config(pipe.scheduler.config), pipe.config.trained_for)
 
 
 def smooth_pipeline(**kwargs) -> VDMPipeline:

@@ -4,8 +4,9 @@ import math
 
 import pytest
 import torch
+from diffusers.models.embeddings import Timesteps
 
-from vdm_diffusers.unet_vdm import Attention, VDMUNet2DModel
+from vdm_diffusers.unet_vdm import Attention, VDMUNet2DModel, timestep_embedding
 
 
 SMALL = {"in_channels": 2, "block_channels": 8, "layers_per_side": 1, "norm_num_groups": 4, "dropout": 0.0}
@@ -316,3 +317,42 @@ def test_impossible_configurations_are_refused(config, message):
 
 def test_out_channels_may_be_given_if_they_are_in_channels():
     assert untrained(out_channels=2).conv_out.out_channels == 2
+
+
+def test_float64_is_computed_in_float64_throughout():
+    """Fourier features and time embedding too: small changes of both arguments change the output in proportion."""
+    model, sample = trained(fourier_powers=(6, 7)).double(), torch.randn(1, 2, 4, 4, dtype=torch.float64)
+    timestep, direction = torch.tensor([500.0], dtype=torch.float64), torch.randn(1, 2, 4, 4, dtype=torch.float64)
+    for dz, dt in ((direction, 0.0), (0.0, 1.0)):
+        changes = [
+            forward(model, sample + h * dz, timestep + h * dt) - forward(model, sample - h * dz, timestep - h * dt)
+            for h in (1e-8, 2e-8)
+        ]
+        torch.testing.assert_close(changes[1], 2 * changes[0], rtol=1e-4, atol=1e-11)
+
+
+@pytest.mark.parametrize("channels", [4, 5, 128])
+def test_timesteps_are_embedded_as_in_diffusers(channels):
+    timestep = torch.rand(20) * 1000
+    expected = Timesteps(channels, flip_sin_to_cos=False, downscale_freq_shift=1)(timestep)
+    assert torch.equal(timestep_embedding(timestep, channels), expected)
+
+
+@pytest.mark.parametrize(
+    ("config", "error", "message"),
+    [
+        ({"block_channels": "8"}, TypeError, "`block_channels` is '8', but must be a whole number from 4 to 16,384"),
+        ({"layers_per_side": 100_000}, ValueError, "`layers_per_side` is 100000, but must be from 0 to 1,024"),
+        ({"norm_num_groups": 0}, ValueError, "`norm_num_groups` is 0"),
+        ({"dropout": float("nan")}, ValueError, "`dropout` is nan, but must be from 0 to 1"),
+        ({"fourier_powers": [6, 7.5]}, TypeError, r"`fourier_powers\[1\]` is 7.5"),
+        ({"fourier_powers": (2000,)}, ValueError, r"`fourier_powers\[0\]` is 2000"),
+        ({"sample_size": (8, 8, 8)}, TypeError, "`sample_size` is a tuple"),
+        ({"sample_size": (8, 0)}, ValueError, r"`sample_size\[1\]` is 0"),
+        ({"attention_everywhere": "yes"}, TypeError, "`attention_everywhere` is 'yes', but must be a bool"),
+        ({"block_channels": 12_000, "layers_per_side": 50}, ValueError, "parameters or more, but"),
+    ],
+)
+def test_configurations_of_no_denoiser_are_refused(config, error, message):
+    with pytest.raises(error, match=message):
+        VDMUNet2DModel(**config)

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from diffusers import DiTTransformer2DModel, UNet2DModel
+from diffusers import DiTTransformer2DModel, UNet2DConditionModel, UNet2DModel
 from gaussian_model import (
     COVARIANCE,
     MEAN,
@@ -14,6 +14,7 @@ from gaussian_model import (
     cubature,
     discrete_diffusion_loss,
 )
+from tiny_pipelines import conditional_unet
 from torch.distributions import MultivariateNormal, kl_divergence
 
 from vdm_diffusers import (
@@ -52,9 +53,16 @@ def quadrature() -> list[tuple[float, float]]:
     return [(a + (b - a) * (node + 1) / 2, (b - a) * weight / 2) for a, b in panels for node, weight in zip(nodes, weights)]
 
 
+def tiny_unet(**kwargs) -> VDMUNet2DModel:
+    return VDMUNet2DModel(sample_size=6, in_channels=2, block_channels=8, layers_per_side=1, norm_num_groups=4, **kwargs)
+
+
+def text_unet() -> UNet2DConditionModel:
+    return conditional_unet()
+
+
 def tiny_vdm(**kwargs) -> VDM:
-    unet = VDMUNet2DModel(sample_size=6, in_channels=2, block_channels=8, layers_per_side=1, norm_num_groups=4)
-    return VDM(unet, LearnedMonotoneSchedule(num_features=16), **({"num_levels": 16} | kwargs))
+    return VDM(tiny_unet(), LearnedMonotoneSchedule(num_features=16), **({"num_levels": 16} | kwargs))
 
 
 @pytest.mark.parametrize("prediction_type", PREDICTIONS)
@@ -355,3 +363,69 @@ def test_conditioning_reaches_the_denoiser():
     torch.testing.assert_close(vdm(images, **fixed, conditioning=torch.zeros(4, 1)).diffusion, without)
     mixed = vdm(images, **fixed, conditioning=torch.tensor([[0.0], [1.0], [0.0], [1.0]])).diffusion
     assert [torch.allclose(a, b, rtol=1e-4) for a, b in zip(mixed, without)] == [True, False, True, False]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("whole", [False, True], ids=["denoiser in half", "model in half"])
+def test_in_half_precision_only_the_denoiser_rounds(dtype, whole):
+    vdm = tiny_vdm().eval()
+    torch.nn.init.normal_(vdm.unet.conv_out.weight, std=0.01)
+    images = torch.randint(0, 16, (4, 2, 6, 6), dtype=torch.uint8)
+    draws = {"times": torch.rand(4), "noise": torch.randn(2, 4, 2, 6, 6)}
+    told = []
+    vdm.unet.register_forward_pre_hook(lambda unet, args: told.append(args))
+    expected, pipe = vdm(images, **draws), vdm.to_pipeline()
+    gammas = vdm.noise_schedule(draws["times"])
+    (vdm if whole else vdm.unet).to(dtype)
+    for model in (vdm, VDM.from_pipeline(pipe).eval()):
+        loss = model(images, **draws)
+        tolerance = 0 if model is vdm else 1e-5
+        assert {term.dtype for term in loss[:3]} == {torch.float32 if model is vdm else loss.prior.dtype}
+        torch.testing.assert_close(loss.prior, expected.prior, rtol=tolerance, atol=0, check_dtype=False)
+        torch.testing.assert_close(loss.reconstruction, expected.reconstruction, rtol=1e-5, atol=1e-5, check_dtype=False)
+        torch.testing.assert_close(loss.diffusion.float(), expected.diffusion, rtol=0.02, atol=0)
+        torch.testing.assert_close(model.noise_schedule(draws["times"]), gammas, rtol=0, atol=1e-4)
+    for z_t, timestep in told[1:]:
+        assert z_t.dtype == dtype and timestep.dtype == torch.float32
+        torch.testing.assert_close(timestep, told[0][1], rtol=0, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((tiny_unet, "cosine"), TypeError, "`noise_schedule` is 'cosine', but must be a NoiseSchedule"),
+        ((tiny_unet, LinearSchedule), TypeError, "`noise_schedule` is the class LinearSchedule, but must be a NoiseSchedule"),
+        (("unet", LinearSchedule()), TypeError, "`unet` is 'unet', but must be a Module"),
+        ((VDMUNet2DModel, LinearSchedule()), TypeError, "`unet` is the class VDMUNet2DModel"),
+        ((tiny_unet, LinearSchedule(), 3), TypeError, "`prediction_type` is 3, but must be a str"),
+        ((tiny_unet, LinearSchedule(), "epsilon", "256"), TypeError, "`num_levels` is '256', but must be a whole number"),
+        ((tiny_unet, LinearSchedule(), "epsilon", 256, 2.5), TypeError, "`num_timesteps` is 2.5"),
+        ((tiny_unet, LinearSchedule(), "epsilon", 256, None, 1000), TypeError, "`timestep_map` is 1000"),
+        ((text_unet, LinearSchedule()), ValueError, "UNet2DConditionModel needs `encoder_hidden_states`"),
+    ],
+)
+def test_what_makes_no_model_is_refused(arguments, error, message):
+    make = arguments[0]
+    with pytest.raises(error, match=message):
+        VDM(make() if make in (tiny_unet, text_unet) else make, *arguments[1:])
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "error", "message"),
+    [
+        (torch.zeros(2, 2, 8, 8), None, ValueError, r"shape \(2, 2, 8, 8\), but this is a model of \(C, H, W\) = \(2, 6, 6\)"),
+        (torch.zeros(2, 6, 6, 2), None, ValueError, "but this is a model of"),
+        (torch.zeros(2, 6, 6), None, ValueError, "but this is a model of"),
+        (torch.zeros(0, 2, 6, 6), None, ValueError, "with at least one"),
+        ([1, 2], None, TypeError, "`images` are a list, but must be a tensor"),
+        (torch.zeros(2, 2, 6, 6), [0, 1], TypeError, "`class_labels` are a list, but must be a tensor"),
+        (torch.zeros(2, 2, 6, 6), torch.tensor([0, 3]), ValueError, "run from 0 to 3, but must be from 0 to 2"),
+        (torch.zeros(2, 2, 6, 6), torch.tensor([-1, 2]), ValueError, "run from -1 to 2"),
+        (torch.zeros(2, 2, 6, 6), torch.tensor([0]), ValueError, "must be 2 whole numbers, one an image"),
+        (torch.zeros(2, 2, 6, 6), torch.tensor([0.5, 1.0]), ValueError, "must be 2 whole numbers, .* torch.float32"),
+    ],
+)
+def test_images_and_labels_of_another_model_are_refused(images, labels, error, message):
+    vdm = VDM(tiny_unet(num_class_embeds=3), LinearSchedule(), num_levels=16)
+    with pytest.raises(error, match=message):
+        vdm(images.to(torch.uint8) if isinstance(images, torch.Tensor) else images, labels)

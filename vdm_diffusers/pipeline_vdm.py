@@ -186,6 +186,8 @@ class VDMPipeline(DiffusionPipeline):
             raise ValueError(
                 f"`guidance_scale` is {guidance_scale}, which needs `class_labels` and a class-conditional denoiser."
             )
+        if latents is not None:
+            self._check_shape("latents", latents)
         device = self._execution_device
         class_labels = self._labels(class_labels, batch_size or (1 if latents is None else len(latents)))
         batch_size = self._resolve_batch_size(batch_size, class_labels, latents)
@@ -345,6 +347,8 @@ class VDMPipeline(DiffusionPipeline):
         """Raise an error unless it is a tensor `(B, C, H, W)` with the `(C, H, W)` of the model."""
         if not isinstance(tensor, Tensor):
             raise TypeError(f"`{name}` are a {type(tensor).__name__}, but must be a tensor (B, C, H, W).")
+        if name == "latents" and not tensor.is_floating_point():
+            raise TypeError(f"`latents` are {tensor.dtype}, but must be floating-point numbers.")
         shape = self._sample_shape()
         if tensor.ndim != 4 or len(tensor) == 0:
             raise ValueError(f"`{name}` have the shape {tuple(tensor.shape)}, but must be (B, C, H, W), with at least one.")
@@ -424,8 +428,6 @@ class VDMPipeline(DiffusionPipeline):
         shape = (batch_size, *self._sample_shape())
         if latents is None:
             latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
-        elif tuple(latents.shape) != shape:
-            raise ValueError(f"`latents` have the shape {tuple(latents.shape)}, but this model's are {shape}.")
         dtype = torch.promote_types(latents.dtype, torch.float32)
         return latents.to(device, dtype) * self.scheduler.init_noise_sigma
 

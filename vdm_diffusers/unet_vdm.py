@@ -1,6 +1,7 @@
 """VDMUNet2DModel: the denoiser of the paper (section 6 and appendix B), a U-Net that keeps its resolution throughout."""
 
 import math
+import os
 from typing import Annotated
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention, silu
 
 from .arguments import Within, checked
+from .loading import loading
 from .precision import at_least_float32
 
 
@@ -130,6 +132,12 @@ class VDMUNet2DModel(ModelMixin, ConfigMixin):
         self.conv_out = nn.Conv2d(block_channels, out_channels, 3, padding=1)
         self.gradient_checkpointing = False
         self._initialise()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> "VDMUNet2DModel":
+        """As in diffusers; `OSError` for files that are missing, `ValueError` for files that are not a denoiser's."""
+        with loading(f"The denoiser of {str(pretrained_model_name_or_path)!r}"):
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     def _initialise(self) -> None:
         """LeCun-normal weights and zero biases; whatever is added to a residual stream starts at zero."""

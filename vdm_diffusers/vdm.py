@@ -217,6 +217,8 @@ class VDM(nn.Module):
         """
         if not isinstance(images, Tensor):
             raise TypeError(f"`images` are a {type(images).__name__}, but must be a tensor (B, C, H, W).")
+        if images.ndim < 2 or len(images) == 0:
+            raise ValueError(f"`images` have the shape {tuple(images.shape)}, but must be (B, C, H, W), with at least one.")
         if images.is_floating_point() and self.unit is NATS_PER_DIM:
             return images.to(self._dtype)
         if self.num_levels is None:
@@ -232,6 +234,11 @@ class VDM(nn.Module):
                     " `num_levels` that they have, or integers before any normalisation."
                 )
         if self.vae is not None:
+            channels = self.vae.config.get("in_channels", images.shape[1])
+            if images.ndim != 4 or images.shape[1] != channels:
+                raise ValueError(
+                    f"`images` have the shape {tuple(images.shape)}, but the autoencoder takes (B, {channels}, H, W)."
+                )
             return encode(self.vae, scale_to_unit(images, self.num_levels), generator).to(self._dtype)
         return self._level(images.to(self._dtype))
 
@@ -244,12 +251,13 @@ class VDM(nn.Module):
         """Raise `ValueError` unless the data are `(B, C, H, W)` as the denoiser's configuration, if any, says."""
         config = getattr(self.unet, "config", {})
         channels, size = config.get("in_channels"), config.get("sample_size")
-        expected = None if channels is None or size is None else (channels, *((size, size) if isinstance(size, int) else size))
-        if len(x) == 0 or x.ndim < 2 or (expected is not None and tuple(x.shape[1:]) != expected):
-            whose = "whose latents have" if self.vae is not None and x.shape != images.shape else "which have"
-            shape = "the shape (B, C, H, W)" if expected is None else f"(C, H, W) = {expected}"
+        if channels is None or size is None:
+            return
+        expected = (channels, *((size, size) if isinstance(size, int) else size))
+        if tuple(x.shape[1:]) != expected:
+            latents = "" if x.shape == images.shape else f", and so latents of {tuple(x.shape[1:])}"
             raise ValueError(
-                f"`images` have the shape {tuple(images.shape)}, but must be a batch of at least one of images {whose} {shape}."
+                f"`images` have the shape {tuple(images.shape)}{latents}, but this is a model of (C, H, W) = {expected}."
             )
 
     def _level(self, v: Tensor) -> Tensor:
