@@ -52,7 +52,7 @@ class VDMPipeline(DiffusionPipeline):
     _optional_components = ["vae"]
     _callback_tensor_inputs = ["latents"]
 
-    def __init__(self, unet, scheduler, vae=None, num_levels: int | None = 256, id2label: dict[int, str] | None = None):
+    def __init__(self, unet, scheduler, vae=None, num_levels: int | None = 256, id2label: dict | None = None):
         super().__init__()
         id2label = check_class_names(id2label, num_classes(unet))
         self.register_modules(unet=unet, scheduler=scheduler, vae=vae)
