@@ -31,7 +31,8 @@ from vdm_diffusers.checkpoints import find_checkpoints, latest_checkpoint
 from vdm_diffusers.data import load_digits
 from vdm_diffusers.resuming import compare_runs, describe_run
 from vdm_diffusers.run_state import RunState
-from vdm_diffusers.training import Trainer, draw_samples, save_samples
+from vdm_diffusers.sample_grids import draw_samples, save_samples
+from vdm_diffusers.training import Trainer
 from vdm_diffusers.training_config import TrainingConfig
 
 
@@ -218,8 +219,8 @@ def test_shards_end_in_a_model_with_the_bound_and_the_images_of_whole_weights(sh
     for name in ("bits_per_dim", "prior", "reconstruction", "diffusion", "standard_error"):
         assert sharded[name] == pytest.approx(expected[name], rel=1e-4)
     config = TrainingConfig(**json.loads((shards / "training_config.json").read_text()))
-    samples = draw_samples(Accelerator(cpu=True), VDM.from_pretrained(shards), config)
-    save_samples(samples, tmp_path / "samples.png")
+    vdm = VDM.from_pretrained(shards)
+    save_samples(draw_samples(Accelerator(cpu=True), vdm, config), vdm, tmp_path / "samples.png")
     assert (tmp_path / "samples.png").read_bytes() == (shards / "samples.png").read_bytes()
 
 

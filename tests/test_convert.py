@@ -6,6 +6,7 @@
 import json
 import math
 import random
+import re
 import struct
 from pathlib import Path
 
@@ -124,7 +125,7 @@ def test_decoding_is_exactly_the_authors(vectors):
     assert torch.equal((images * 255).round().long(), vectors["x"].long())
 
 
-def test_folder_loads_trains_and_samples(name, tmp_path):
+def test_folder_loads_trains_and_samples(name, tmp_path, monkeypatch):
     vectors = Vectors(VECTORS[name], torch.float32)
     convert_official_checkpoint(vectors.checkpoint, vectors.config, tmp_path / "out")
     vdm = VDM.from_pretrained(tmp_path / "out", num_timesteps=vectors.config.sm_n_timesteps or None)
@@ -140,6 +141,9 @@ def test_folder_loads_trains_and_samples(name, tmp_path):
     assert np.isfinite(pipe(batch_size=2, num_inference_steps=2, output_type="np").images).all()
     card = (tmp_path / "out" / "README.md").read_text()
     assert f"| {vectors.config.gamma_type}, gamma from" in card and "| training steps | 7 |" in card
+    monkeypatch.chdir(tmp_path)
+    (block,) = re.findall("^```python\n(.*?)^```$", card, re.DOTALL | re.MULTILINE)
+    exec(compile(block.replace("batch_size=16", "batch_size=2").replace("steps=250", "steps=2"), "README.md", "exec"), {})
 
 
 def test_converted_model_is_evaluated_and_trained_on(train, tmp_path):

@@ -22,7 +22,8 @@ from benchmarks.training_options import write_digits
 from vdm_diffusers import VDM, LearnedMonotoneSchedule
 from vdm_diffusers.checkpoints import find_checkpoints
 from vdm_diffusers.placement import check_placement
-from vdm_diffusers.training import Trainer, draw_samples, save_samples
+from vdm_diffusers.sample_grids import draw_samples, save_samples
+from vdm_diffusers.training import Trainer
 from vdm_diffusers.training_config import TrainingConfig
 
 
@@ -101,7 +102,8 @@ def test_a_run_by_deepspeed_ends_in_the_model_of_a_run_without(partitioned, tmp_
     for name in ("bits_per_dim", "prior", "reconstruction", "diffusion", "standard_error"):
         assert metrics[name] == pytest.approx(expected[name], rel=1e-4)
     config = TrainingConfig(**json.loads((partitioned / "training_config.json").read_text()))
-    save_samples(draw_samples(Accelerator(cpu=True), VDM.from_pretrained(partitioned), config), tmp_path / "samples.png")
+    vdm = VDM.from_pretrained(partitioned)
+    save_samples(draw_samples(Accelerator(cpu=True), vdm, config), vdm, tmp_path / "samples.png")
     assert (tmp_path / "samples.png").read_bytes() == (partitioned / "samples.png").read_bytes()
 
 

@@ -80,7 +80,7 @@ class VDMPipeline(DiffusionPipeline):
         scheduler: SchedulerMixin,
         vae: nn.Module | None = None,
         num_levels: Annotated[int, Within(2, 2**24)] | None = 256,
-        id2label: dict[int, str] | None = None,
+        id2label: dict | None = None,
         trained_for: dict | None = None,
     ):
         super().__init__()
