@@ -20,7 +20,7 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import yaml
@@ -211,6 +211,9 @@ class OptionParser(HfArgumentParser):
 
     def add_argument(self, *args, secret: bool = False, **kwargs) -> argparse.Action:
         return super().add_argument(*args, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        super().error(redacted(message))
 
 
 def parse_options(arguments: list[str]) -> TrainingConfig:
