@@ -133,7 +133,7 @@ def test_levels_may_be_as_many_as_the_type_holds_and_no_more(folder):
 
 DAMAGED = {"bytes": b"<html>", "path": "37.png"}
 FAULTS = {
-    "image": ((DAMAGED, 1), r"37\.png, row .* of epoch 0 of the stream: It is no image .*`--skip_unreadable_images`"),
+    "image": ((DAMAGED, 1), r"Row .* of epoch 0 of the stream, 37\.png: It is no image .*`--skip_unreadable_images`"),
     "none": ((None, 1), "Row .*: There is no image"),
     "size": ((PIL.Image.new("L", (6, 5)), 1), "Row .*1×4×6 of 256 levels the stream has 1×5×6"),
     "mode": ((PIL.Image.new("P", (6, 4)), 1), "Row .*PIL mode 'P'.*`--convert RGB`"),

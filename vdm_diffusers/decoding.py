@@ -222,8 +222,13 @@ def _content(path: str) -> bytes:
             raise UnreadableImage(f"It can't be read: {error.strerror}.") from error
     from datasets.utils.file_utils import xopen
 
-    with xopen(path, "rb") as file:
-        return file.read()
+    try:
+        with xopen(path, "rb") as file:
+            return file.read()
+    except FileNotFoundError as error:
+        raise UnreadableImage(f"There is no file {path}.") from error
+    except Exception as error:  # of a network that is down: no reason to leave images out
+        raise UnsuitableImage(f"It can't be fetched: {_reason(error)}.") from error
 
 
 def image_format(image: PIL.Image.Image) -> tuple[tuple[int, int, int], int]:

@@ -186,12 +186,14 @@ class ImageStream(IterableDataset):
     def _sentence(self, row: dict, number: int, error: UnsuitableImage) -> str:
         """What is wrong with a row, and which it is: by the path of its file, or by its number as this process reads them."""
         image, position = row[self.image_column], self.position
-        number = position["block"] * self.buffer_size + int(number)
-        place = f"row {number} of epoch {position['epoch']} of the stream"
-        if isinstance(image, dict) and image.get("path"):
-            place = f"{image['path']}, {place}" if not self.skip_unreadable else image["path"]
+        place = f"Row {position['block'] * self.buffer_size + int(number)} of epoch {position['epoch']} of the stream"
+        path = image.get("path") if isinstance(image, dict) else None
+        if self.skip_unreadable and path:
+            place = path  # the same in every epoch
+        elif path:
+            place += f", {path}"
         remedy = isinstance(error, UnreadableImage) and not self.skip_unreadable
-        return f"{place[0].upper()}{place[1:]}: {error}" + " Leave out such images by `--skip_unreadable_images`." * remedy
+        return f"{place}: {error}" + " Leave out such images by `--skip_unreadable_images`." * remedy
 
 
 def _collate(items: list[dict]) -> dict:
