@@ -60,7 +60,7 @@ CONFIG_NAME = "training_config.json"
 
 def main() -> None:
     seconds: dict[str, float] = {}
-    with exit_with_message(COMMAND, ValueError), timed(seconds, "preparation"):
+    with exit_with_message(COMMAND, ValueError, OSError), timed(seconds, "preparation"):
         config = parse_options(sys.argv[1:])
         check_packages(config)
         accelerator = build_accelerator(config)
