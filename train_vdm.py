@@ -70,7 +70,7 @@ def main() -> None:
 def run(until_the_end: ExitStack) -> None:
     """Train a model by the options of the command line, in a folder that is locked until the end."""
     seconds: dict[str, float] = {}
-    with exit_with_message(COMMAND, ValueError), timed(seconds, "preparation"):
+    with exit_with_message(COMMAND, ValueError, OSError), timed(seconds, "preparation"):
         config = parse_options(sys.argv[1:])
         forget_arguments()
         check_packages(config)

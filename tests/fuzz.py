@@ -354,7 +354,16 @@ def fuzz(num_files: int, entries: list[str], num_processes: int) -> list[Outcome
             cases += [(name, case, template) for case in range(-(-num_files * ENTRIES[name].share // shares))]
         random.Random(0).shuffle(cases)
         with get_context("fork").Pool(num_processes, initializer=_start_worker) as pool:
-            return pool.starmap(run_case, cases, chunksize=4)
+            outcomes = []
+            for outcome in pool.imap_unordered(_run_case, cases, chunksize=4):
+                outcomes.append(outcome)
+                if outcome in failures([outcome]):
+                    print(messages([outcome]), flush=True)
+            return outcomes
+
+
+def _run_case(case: tuple[str, int, Path]) -> Outcome:
+    return run_case(*case)
 
 
 def _start_worker() -> None:
@@ -397,7 +406,8 @@ def main() -> None:
     parser.add_argument("--num_processes", type=int, default=os.cpu_count(), help="That share the files.")
     options = parser.parse_args()
     outcomes = fuzz(options.num_files, options.entry or list(ENTRIES), options.num_processes)
-    print(messages(outcomes if options.verbose else failures(outcomes)))
+    if options.verbose:
+        print(messages(outcomes))
     print(table(outcomes))
     raise SystemExit(bool(failures(outcomes)))
 

@@ -50,6 +50,8 @@ def test_a_file_comes_first_and_flags_override_it(tmp_path):
     assert parse(str(path), "--data_dir", "b") == expected
     path.write_text(json.dumps({"data_dir": "b", "kind": "no", "clip": False, "steps_between": [], "rate": 1e-3}, indent=2))
     assert parse(str(path)) == expected
+    path.write_text(json.dumps({"data_dir": "straße 🙂"}))
+    assert parse(str(path)) == {"data_dir": "straße 🙂"}
 
 
 @pytest.mark.parametrize(

@@ -269,6 +269,10 @@ class _Words(yaml.BaseLoader):
             )
         return super().compose_node(parent, index)
 
+    def construct_scalar(self, node: yaml.ScalarNode) -> str:
+        pairs = super().construct_scalar(node)  # of surrogates, as JSON writes what is beyond 16 bits
+        return pairs.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         names = set()
         for key, _ in node.value:
@@ -298,6 +302,8 @@ def read_text(path: Path, max_bytes: int) -> str:
 
 def check_file_to_write(path: Path) -> None:
     """Raise `ValueError` unless there is a folder to write a file of that name into."""
+    if len(os.fsencode(path.name)) > 255:
+        raise ValueError(f"{path.name[:60]!r}… is longer than names of files can be.")
     if not path.absolute().parent.is_dir():
         raise ValueError(f"There is no folder {str(path.parent)!r} to write {path.name!r} into: make it first.")
     if path.is_dir():
@@ -308,10 +314,11 @@ def check_file_to_write(path: Path) -> None:
 
 def _print_help(options: Sequence[Option], command: str, description: str) -> None:
     """Print all options, and exit."""
-    parser = argparse.ArgumentParser(command, description=description, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(command, description=description)
     parser.usage = f"{command} [options.yaml] [--name value ...]"
     for known in options:
-        default = "" if known.default in (None, MISSING) else f" Default: {known.default}."
+        default = ", ".join(map(str, known.default)) if isinstance(known.default, list) else known.default
+        default = "" if default in (None, MISSING) else f" Default: {default}."
         choices = f" One of {', '.join(known.choices)}." if known.choices else ""
         flags = (f"--{name}" for name in (known.name, *known.aliases))
         kind = (known.kind or str).__name__

@@ -469,7 +469,7 @@ class ConversionOptions:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    with exit_with_message(COMMAND, ValueError):
+    with exit_with_message(COMMAND, ValueError, OSError):
         arguments = sys.argv[1:] if arguments is None else arguments
         command = f"python -m {__package__}.convert"
         options = ConversionOptions(**parse_options(ConversionOptions, arguments, command, __doc__.splitlines()[0]))

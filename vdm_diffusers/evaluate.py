@@ -112,7 +112,7 @@ class EvaluationOptions:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     processes = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # which only `Accelerator` reads by itself
-    with exit_with_message(COMMAND, ValueError, silent=not processes.is_main_process):  # which all processes raise
+    with exit_with_message(COMMAND, ValueError, OSError, silent=not processes.is_main_process):  # which all processes raise
         options = parse_options(sys.argv[1:] if arguments is None else arguments)
         with exit_with_message(COMMAND, FloatingPointError):
             result = evaluate(options, processes)

@@ -75,7 +75,7 @@ class FidOptions:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
-    with exit_with_message(COMMAND, ValueError):
+    with exit_with_message(COMMAND, ValueError, OSError):
         given = parse_options(FidOptions, arguments, f"python -m {__package__}.fid", __doc__.splitlines()[0])
         options = FidOptions(**given)
         extractor = inception(options.extractor_weights_path)
