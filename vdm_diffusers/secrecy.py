@@ -97,7 +97,13 @@ def _forms() -> set[str]:
     given = {value for name, value in os.environ.items() if OF_THE_ENVIRONMENT.fullmatch(name)}
     given = {value for value in given if len(value) >= SHORTEST_OF_THE_ENVIRONMENT}
     secrets = {secret for value in {*_told, *given, get_token() or ""} for secret in (value, *value.split())}
-    escapes = (str, quote, lambda secret: json.dumps(secret)[1:-1], lambda secret: repr(secret)[1:-1])
+    escapes = (
+        str,
+        quote,
+        lambda secret: quote(secret, safe=""),
+        lambda secret: json.dumps(secret)[1:-1],
+        lambda secret: repr(secret)[1:-1],
+    )
     return {escape(secret) for secret in secrets if len(secret) >= SHORTEST for escape in escapes}
 
 
