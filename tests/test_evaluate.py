@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -175,6 +176,25 @@ def test_the_command_of_a_card_uses_as_many_images(tmp_path, streaming, capsys):
     evaluate.main(command[3:])
     expected = variational_bound(vdm, Subset(data.validation, range(2)))
     assert f"| {expected.bits_per_dim:.4f} ± {expected.standard_error:.4f} |" in capsys.readouterr().out
+
+
+def test_the_command_of_a_card_prepares_the_images(tmp_path, capsys):
+    (tmp_path / "images" / "test").mkdir(parents=True)
+    for i, size in enumerate([(12, 9), (9, 10), (16, 8)] * 2):
+        PIL.Image.effect_noise(size, 60).convert("RGB").save(tmp_path / "images" / "test" / f"{i}.png")
+    shutil.copytree(tmp_path / "images" / "test", tmp_path / "images" / "train")
+    (tmp_path / "images" / "test" / "5.png").write_bytes(b"")
+    options = {"resize": 8, "center_crop": True, "convert": "L", "skip_unreadable_images": True}
+    config = TrainingConfig(train_data_dir=str(tmp_path / "images"), **options)
+    data = load_images(train_data_dir=config.train_data_dir, preparation=config.preparation, skip_unreadable_images=True)
+    digits_vdm(num_levels=256).save_pretrained(tmp_path / "model")
+    command = evaluation_command(str(tmp_path / "model"), config, data, {"num_images": 5, "num_repeats": 1})
+    evaluate.main(command[3:])
+    printed = capsys.readouterr().out
+    assert f"5 images of {config.train_data_dir}, {config.preparation}, 1 repeats" in printed
+    assert "1 image can't be read and is left out." in printed
+    vdm = VDM.from_pipeline(evaluate.load_pipeline(str(tmp_path / "model")))
+    assert f"| {variational_bound(vdm, data.validation).bits_per_dim:.4f} ±" in printed
 
 
 def test_the_command_of_a_card_names_the_configuration():
