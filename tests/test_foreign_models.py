@@ -96,12 +96,12 @@ def test_training_refuses_what_no_machine_can_hold(train, options):
         train("--dry_run", **options)
 
 
-def test_a_converter_refuses_a_configuration_beyond_the_file(tmp_path):
+def test_a_converter_refuses_a_configuration_beyond_all_models(tmp_path):
     config = vars(convert.OfficialConfig(sm_n_layer=10**6))
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "checkpoint").write_bytes(b"\x80")
     flags = ["--checkpoint_path", str(tmp_path / "checkpoint"), "--config", str(tmp_path / "config.json")]
-    with pytest.raises(SystemExit, match="`--config` contradicts the checkpoint: The model that it describes has more than"):
+    with pytest.raises(SystemExit, match="`--config` is that of no model: The model that it describes has more than"):
         convert.main([*flags, "--output_dir", str(tmp_path / "out")])
 
 

@@ -34,6 +34,7 @@ from .vdm import VDM
 PathLike = str | os.PathLike
 COMMAND = "convert.py"
 MAX_CONFIG_BYTES = 1 << 16
+MAX_WEIGHTS = 1 << 32
 Layout = Callable[[Tensor], Tensor]
 
 WEIGHTS = {"ema": "ema_params", "params": "params"}
@@ -243,7 +244,7 @@ def load_official_checkpoint(checkpoint_path: PathLike, config: OfficialConfig, 
         raise ValueError(f"`weights` is {weights!r}, but must be one of {', '.join(WEIGHTS)}.")
     with open(_checkpoint_file(Path(checkpoint_path)), "rb") as file:
         state = StateReader(file).state()
-        with refused_as("`--config` contradicts the checkpoint"), weights_limited(os.fstat(file.fileno()).st_size):
+        with refused_as("`--config` is that of no model"), weights_limited(MAX_WEIGHTS):
             vdm = build_official_vdm(config)
         step, arrays = _checked(state, official_views(vdm), file)
         vdm.unet.to_empty(device="cpu")
