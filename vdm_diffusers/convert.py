@@ -27,6 +27,7 @@ from .command_line import exit_with_message, option, parse_options, read_text, w
 from .flax_state import StateReader, StoredArray, write_state
 from .foreign_models import refused_as, weights_limited
 from .noise_schedules import LearnedUnpinnedSchedule, LinearSchedule, NoiseSchedule
+from .secrecy import guarded_output
 from .unet_vdm import VDMUNet2DModel
 from .vdm import VDM
 
@@ -479,5 +480,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    with without_traceback(COMMAND):
+    with guarded_output(), without_traceback(COMMAND):
         main()

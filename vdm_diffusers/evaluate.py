@@ -35,6 +35,7 @@ from .foreign_models import check_denoiser, check_pipeline, refused_as
 from .likelihood import variational_bound
 from .ode_likelihood import TRACES, ode_likelihood
 from .pixel_space import check_images, check_pixel_space
+from .secrecy import guarded_output
 from .vdm import VDM
 
 
@@ -290,5 +291,5 @@ def table(result: dict) -> str:
 
 
 if __name__ == "__main__":
-    with without_traceback(COMMAND):
+    with guarded_output(), without_traceback(COMMAND):
         main()

@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from .command_line import check_file_to_write, exit_with_message, option, parse_options, without_traceback
 from .data import ImageData, load_images
 from .foreign_models import check_pipeline, reason_of, refused_as
+from .secrecy import guarded_output
 
 
 COMMAND = "fid.py"
@@ -277,5 +278,5 @@ def table(result: dict) -> str:
 
 
 if __name__ == "__main__":
-    with without_traceback(COMMAND):
+    with guarded_output(), without_traceback(COMMAND):
         main()
