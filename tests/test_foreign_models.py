@@ -37,12 +37,12 @@ def test_stock_pipelines_are_what_they_say(name, tmp_path):
 @pytest.mark.parametrize(
     ("file", "values", "message"),
     [
-        ("unet/config.json", {"layers_per_side": 100_000}, "has more than"),
-        ("unet/config.json", {"block_channels": 10**6}, "has more than"),
-        ("unet/config.json", {"num_class_embeds": 10**12}, "has more than"),
+        ("unet/config.json", {"layers_per_side": 1_000}, "has more than"),
+        ("unet/config.json", {"block_channels": 1_024}, "has more than"),
+        ("unet/config.json", {"num_class_embeds": 10**6}, "has more than"),
         ("unet/config.json", {"sample_size": 10**9}, "`sample_size` is 1e+09, but at most"),
         ("unet/config.json", {"sample_size": [8, float("inf")]}, "`sample_size` is inf"),
-        ("unet/config.json", {"norm_eps": "x"}, "can't be evaluated: "),
+        ("unet/config.json", {"norm_eps": "x"}, "`norm_eps` is 'x', but must be a number"),
         ("unet/config.json", {"_class_name": 3}, "could not be loaded: "),
         ("scheduler/scheduler_config.json", {"num_train_timesteps": 2**31}, "`num_train_timesteps` is"),
         ("scheduler/scheduler_config.json", {"gammas": "x" * (1 << 25)}, "bytes, but a configuration at most"),
@@ -52,7 +52,7 @@ def test_stock_pipelines_are_what_they_say(name, tmp_path):
         ("model_index.json", {"unet": ["diffusers", "AutoencoderKL"]}, "could not be loaded: "),
         ("model_index.json", {"unet": ["diffusers"]}, "could not be loaded: "),
         ("model_index.json", {"_class_name": ["pipeline", "VDMPipeline"]}, "It names ['pipeline', 'VDMPipeline']"),
-        ("model_index.json", {"num_levels": "x"}, "`num_levels` of VDMPipeline is 'x'"),
+        ("model_index.json", {"num_levels": "x"}, "`num_levels` is 'x', but must be a whole number"),
     ],
 )
 def test_configurations_are_refused_before_they_cost_anything(model, file, values, message):
@@ -92,16 +92,16 @@ def test_weights_with_a_lying_header_are_refused(model, length):
     "options", [{"layers_per_side": 100_000}, {"block_channels": 10**8}, {"block_channels": 2**62}, {"num_timesteps": 10**12}]
 )
 def test_training_refuses_what_no_machine_can_hold(train, options):
-    with pytest.raises(SystemExit, match="has more than|give no denoiser|at most 1,000,000"):
+    with pytest.raises(SystemExit, match="has more than|give no denoiser|at most 1,000,000|must be from"):
         train("--dry_run", **options)
 
 
 def test_a_converter_refuses_a_configuration_beyond_all_models(tmp_path):
-    config = vars(convert.OfficialConfig(sm_n_layer=10**6))
+    config = vars(convert.OfficialConfig(sm_n_layer=200, sm_n_embd=2_048))
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "checkpoint").write_bytes(b"\x80")
     flags = ["--checkpoint_path", str(tmp_path / "checkpoint"), "--config", str(tmp_path / "config.json")]
-    with pytest.raises(SystemExit, match="`--config` is that of no model: The model that it describes has more than"):
+    with pytest.raises(SystemExit, match="`--config` is that of no model: .* are the most"):
         convert.main([*flags, "--output_dir", str(tmp_path / "out")])
 
 
