@@ -228,7 +228,14 @@ def test_what_a_card_shows_runs(tmp_path, monkeypatch, model, call):
     vdm = tiny_vdm(**model)
     config = TrainingConfig(output_dir=str(tmp_path / 'my "model"'), num_inference_steps=2)
     data = replace(load_digits(), shape=(vdm.unet.config.in_channels, 8, 8), name="a|b <i>")
-    metrics = {"step": 1, "num_images": 2, "num_repeats": 1, vdm.unit.name: 3.0, "standard_error": 0.1}
+    metrics = {
+        "step": 1,
+        "num_images": 2,
+        "num_repeats": 1,
+        vdm.unit.name: 3.0,
+        "standard_error": 0.1,
+        "interval_95": [2.8, 3.2],
+    }
     folder = tmp_path / 'my "model"'
     vdm.save_pretrained(folder)
     save_model_card(folder, config, data, vdm, metrics | dict.fromkeys(("prior", "reconstruction", "diffusion"), 1.0))
