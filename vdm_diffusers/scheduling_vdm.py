@@ -312,9 +312,9 @@ class VDMScheduler(SchedulerMixin, ConfigMixin):
             `ValueError`: without `set_timesteps`, for a timestep out of order, for images at different timesteps, for an `eta`
                 outside [0, 1], and for a `model_output` of another size.
         """
-        visit = self._current_visit()
-        eta = self.config.eta if eta is None else eta
-        of_steps = visit.factors(self.config.prediction_type, eta, self.config.variance_type)
+        visit, config = self._current_visit(), self.config
+        eta = config.eta if eta is None else eta
+        of_steps = visit.factors(config.prediction_type, eta, config.variance_type)
         model_output, variance = self._split(model_output, sample, ancestral=eta is None)
         index = self._next_index(timestep, visit)
         factors, self._last_eta = of_steps[index], eta
@@ -322,17 +322,17 @@ class VDMScheduler(SchedulerMixin, ConfigMixin):
         dtype = torch.promote_types(sample.dtype, torch.float32)
         z_t, output = sample.to(dtype), model_output.to(dtype)
         x = (z_t * factors.x_from_z).add_(output, alpha=factors.x_from_output).div_(factors.x_divisor)
-        if self.config.thresholding or self.config.clip_sample:
+        if config.thresholding or config.clip_sample:
             x = self._clip(x)
             if eta is None or use_clipped_model_output:
-                factors, output = visit.factors("sample", eta, self.config.variance_type)[index], x
+                factors, output = visit.factors("sample", eta, config.variance_type)[index], x
         z_s = (x * factors.alpha_s).add_(output, alpha=factors.eps_from_output).add_(z_t, alpha=factors.eps_from_z)
         if factors.noise:
             noise = randn_tensor(z_t.shape, generator=generator, device=z_t.device, dtype=dtype)
             if variance is None:
                 z_s = z_s.add_(noise, alpha=factors.noise)
             else:
-                z_s = z_s.addcmul_(noise, factors.learned_noise(self.config.variance_type, variance.to(dtype)))
+                z_s = z_s.addcmul_(noise, factors.learned_noise(config.variance_type, variance.to(dtype)))
         z_s, x = z_s.to(sample.dtype), x.to(sample.dtype)
         return VDMSchedulerOutput(prev_sample=z_s, pred_original_sample=x) if return_dict else (z_s, x)
 
@@ -376,9 +376,9 @@ class VDMScheduler(SchedulerMixin, ConfigMixin):
         visited = self._timesteps
         if not isinstance(timestep, Tensor) or timestep.untyped_storage().data_ptr() != visited.untyped_storage().data_ptr():
             return None
-        is_one = all(size == 1 or stride == 0 for size, stride in zip(timestep.shape, timestep.stride()))
+        is_one = timestep.numel() == 1 or not any(timestep.stride())  # or one for all images, expanded
         index, between = divmod(timestep.storage_offset() - visited.storage_offset(), visited.stride(0) or 1)
-        return index if is_one and not between and 0 <= index < len(visited) else None
+        return index if is_one and not between and 0 <= index < visited.shape[0] else None
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """`q(z_t|x)`: `alpha_t original_samples + sigma_t noise`, in the dtype of `original_samples` `(B, C, H, W)`.

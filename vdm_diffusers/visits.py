@@ -43,15 +43,17 @@ class Visit:
 
     def factors(self, prediction_type: str, eta: float | None, variance_type: str | None) -> list[StepFactors]:
         """Of every step, DDPM's or with an `eta` DDIM's, computed when first asked for."""
+        key = (prediction_type, eta, variance_type)
+        known = isinstance(eta, (float, int, type(None))) and self._factors.get(key)
+        if known:
+            return known
         if not (eta is None or is_number(eta, 0, 1)):
             raise ValueError(f"`eta` is {reprlib.repr(eta)}, but the share of fresh noise is between 0 and 1.")
-        key = (prediction_type, eta, variance_type)
-        if key not in self._factors:
-            timesteps, gammas, gammas_ddpm, gammas_ddim = self.steps
-            if eta is None:
-                self._factors[key] = ddpm_steps(prediction_type, gammas_ddpm, gammas, variance_type, noisy=timesteps > 0)
-            else:
-                self._factors[key] = ddim_steps(prediction_type, gammas_ddim, gammas, eta)
+        timesteps, gammas, gammas_ddpm, gammas_ddim = self.steps
+        if eta is None:
+            self._factors[key] = ddpm_steps(prediction_type, gammas_ddpm, gammas, variance_type, noisy=timesteps > 0)
+        else:
+            self._factors[key] = ddim_steps(prediction_type, gammas_ddim, gammas, eta)
         return self._factors[key]
 
 
