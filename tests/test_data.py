@@ -141,7 +141,7 @@ PICTURES = [{"bytes": PNG.getvalue()}] * 6
 @pytest.mark.parametrize(
     ("columns", "options", "message"),
     [
-        ({"image": ["0.png"] * 6}, {}, "The column holds text: .*`cast_column"),
+        ({"image": ["0.png"] * 6}, {}, "It is text, but .*make paths images by `cast_column"),
         ({"image": PICTURES}, {"label_column": "image"}, "`--label_column` is 'image', which is the column of images"),
         ({"image": PICTURES, "label": list("ababab")}, {"label_column": "label"}, "holds str: .*`class_encode_column`"),
         ({"image": PICTURES, "label": [0.0, 1.0] * 3}, {"label_column": "label"}, "holds float: .*`class_encode_column`"),

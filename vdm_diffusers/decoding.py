@@ -133,8 +133,8 @@ class Decoder:
             raise UnreadableImage("There is no image.")
         if isinstance(stored, str):
             raise UnsuitableImage(
-                "The column holds text: make paths of files images by `cast_column(..., Image())` of datasets, or name another"
-                " `--image_column`."
+                "It is text, but images must be integers or files: make paths images by `cast_column(..., Image())` of"
+                " datasets, or name another `--image_column`."
             )
         if isinstance(stored, (dict, bytes)):
             array, levels = self._read_file(stored)
