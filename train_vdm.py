@@ -38,7 +38,7 @@ from vdm_diffusers import command_line
 from vdm_diffusers.autoencoders import load_autoencoder
 from vdm_diffusers.checkpoints import CheckpointError, clear_the_way, find_checkpoint, find_checkpoints, read_manifest, remove
 from vdm_diffusers.command_line import exit_with_message, without_traceback
-from vdm_diffusers.data import ImageData, load_images
+from vdm_diffusers.data import DataError, ImageData, load_images
 from vdm_diffusers.figures import save_forward_process, save_training_curve
 from vdm_diffusers.hub import Uploads, check_token, create_repository, save_model_card
 from vdm_diffusers.latent_data import in_latent_space, latent_shape
@@ -51,7 +51,7 @@ from vdm_diffusers.run_lock import RunLock, in_use, is_in_use, is_lock
 from vdm_diffusers.sample_grids import draw_samples, save_samples
 from vdm_diffusers.secrecy import forget_arguments, guarded_output, redacted
 from vdm_diffusers.stopping import TrainingStopped
-from vdm_diffusers.streaming import StreamError, load_image_stream
+from vdm_diffusers.streaming import load_image_stream
 from vdm_diffusers.training import History, Trainer
 from vdm_diffusers.training_config import DIGITS, TrainingConfig
 from vdm_diffusers.units import BITS_PER_DIM, Unit
@@ -117,7 +117,7 @@ def run(until_the_end: ExitStack) -> None:
     )
     silent = not accelerator.is_main_process  # for all processes see these errors
     with (
-        exit_with_message(COMMAND, FloatingPointError, CheckpointError, StreamError, silent=silent),
+        exit_with_message(COMMAND, FloatingPointError, CheckpointError, DataError, silent=silent),
         timed(seconds, "training"),
     ):
         try:
@@ -128,7 +128,7 @@ def run(until_the_end: ExitStack) -> None:
             return
     with timed(seconds, "sampling"):
         samples = draw_samples(accelerator, vdm, config)
-    with timed(seconds, "evaluation"):
+    with exit_with_message(COMMAND, DataError, silent=silent), timed(seconds, "evaluation"):
         bound = variational_bound(
             VDM.from_pipeline(vdm.to_pipeline(), num_timesteps=config.num_timesteps),
             data.validation,
@@ -143,9 +143,10 @@ def run(until_the_end: ExitStack) -> None:
 
     try:
         metrics = finish(config, data, vdm, trainer.history, samples, bound, seconds)
-    except OSError as error:
+    except (OSError, DataError) as error:
+        remedy = ". Make room" if isinstance(error, OSError) else " Repair it"
         raise SystemExit(
-            f"train_vdm.py: The model is trained, but {config.output_dir!r} lacks something: {redacted(str(error))}. Make room,"
+            f"train_vdm.py: The model is trained, but {config.output_dir!r} lacks something: {redacted(str(error))}{remedy},"
             " and finish it by `--resume_from_checkpoint latest`."
         ) from error
     report(config, data, metrics, vdm.unit)

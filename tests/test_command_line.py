@@ -54,6 +54,13 @@ def test_a_file_comes_first_and_flags_override_it(tmp_path):
     assert parse(str(path)) == {"data_dir": "straße 🙂"}
 
 
+def test_a_home_directory_is_found_where_no_shell_has_done_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "options.yaml").write_text("data_dir: ~/a b\npath: ~/c\n")
+    assert parse(str(tmp_path / "options.yaml")) == {"data_dir": f"{tmp_path}/a b", "path": tmp_path / "c"}
+    assert parse("--data_dir=~/a", "--path=x~/y") == {"data_dir": f"{tmp_path}/a", "path": Path("x~/y")}
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -1,5 +1,8 @@
 """Image data: exact values from every source, and one sentence for everything unsuitable."""
 
+import io
+from pathlib import Path
+
 import datasets
 import numpy as np
 import PIL.Image
@@ -7,8 +10,9 @@ import pyarrow.parquet
 import pytest
 import torch
 from sklearn.datasets import load_digits as sklearn_digits
+from torch.utils.data import DataLoader
 
-from vdm_diffusers.data import image_to_tensor, load_images
+from vdm_diffusers.data import DataError, image_to_tensor, load_images
 from vdm_diffusers.decoding import Preparation
 
 
@@ -127,6 +131,54 @@ def test_images_without_a_label_are_refused(tmp_path):
     folder = write_parquet(tmp_path / "data", {"image": [random_picture()] * 30, "label": [0, 1, -1] * 10}, features)
     with pytest.raises(ValueError, match="`--label_column` 'label' must hold integers from 0, but holds -1"):
         load_images(train_data_dir=folder, label_column="label")
+
+
+PNG = io.BytesIO()
+PIL.Image.new("L", (6, 4)).save(PNG, "PNG")
+PICTURES = [{"bytes": PNG.getvalue()}] * 6
+
+
+@pytest.mark.parametrize(
+    ("columns", "options", "message"),
+    [
+        ({"image": ["0.png"] * 6}, {}, "It is text, but .*make paths images by `cast_column"),
+        ({"image": PICTURES}, {"label_column": "image"}, "`--label_column` is 'image', which is the column of images"),
+        ({"image": PICTURES, "label": list("ababab")}, {"label_column": "label"}, "holds str: .*`class_encode_column`"),
+        ({"image": PICTURES, "label": [0.0, 1.0] * 3}, {"label_column": "label"}, "holds float: .*`class_encode_column`"),
+    ],
+    ids=["paths", "label is image", "text", "numbers"],
+)
+def test_columns_of_another_kind_are_refused_with_what_makes_them_right(tmp_path, columns, options, message):
+    with pytest.raises(ValueError, match=message):
+        load_images(train_data_dir=write_parquet(tmp_path / "data", columns), **options)
+
+
+def test_files_without_their_paths_are_images(tmp_path):
+    data = load_images(train_data_dir=write_parquet(tmp_path / "data", {"image": PICTURES}))
+    assert data.shape == (1, 4, 6) and data.num_levels == 256
+
+
+def test_classes_that_are_held_out_alone_are_refused(tmp_path):
+    splits = {"train": ("cat", "dog"), "test": ("cat", "zebra")}
+    pictures = {f"{split}/{name}": [random_picture()] * 2 for split, names in splits.items() for name in names}
+    folder = write_folder(tmp_path / "data", pictures)
+    with pytest.raises(ValueError, match="The split 'test' has images of the class 2, 'zebra', but 'train' has none"):
+        load_images(train_data_dir=folder, label_column="label")
+    assert load_images(train_data_dir=folder).num_classes is None
+
+
+@pytest.mark.parametrize(("number", "num_workers"), [(0, 0), (0, 2), (1, 0)])
+def test_images_that_change_after_the_check_are_named(tmp_path, number, num_workers):
+    """Removed, or replaced by one of another size."""
+    data = load_images(train_data_dir=write_folder(tmp_path / "data", {"train": [random_picture()] * 6}))
+    path = Path(data.train.rows[0]["image"]["path"])
+    path.unlink()
+    if number:
+        PIL.Image.new("L", (6, 5)).save(path)
+    what = "It is 1×5×6 of 256 levels instead of 1×4×6 of 256 levels" if number else "It can't be read: No such file"
+    with pytest.raises(DataError, match=rf"^The image .*{path.name} is not what it was when it was checked\. {what}") as error:
+        list(DataLoader(data.train, 4, num_workers=num_workers))
+    assert "\n" not in str(error.value)
 
 
 def test_unknown_data_sets_are_named(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Checkpoints that somebody else has written: nothing in them runs, and what is wrong with them is said in a sentence."""
 
+import dataclasses
 import hashlib
 import json
 import pickle
@@ -19,7 +20,7 @@ from torch.distributed.checkpoint import CheckpointException
 
 from vdm_diffusers import VDM
 from vdm_diffusers.checkpoints import find_checkpoint, read_manifest, verify_checkpoint
-from vdm_diffusers.data import load_digits
+from vdm_diffusers.data import ImageDataset, load_digits
 from vdm_diffusers.resuming import compare_runs, describe_run
 from vdm_diffusers.run_state import unusable
 from vdm_diffusers.shards import load_shards, save_shards
@@ -225,6 +226,19 @@ def test_options_of_a_manifest_that_are_none_are_refused(name, value):
 def test_options_that_came_later_may_be_missing():
     now = describe_run(TrainingConfig(), load_digits(), 1)
     then = now | {"options": {name: value for name, value in now["options"].items() if name != "weighting"}}
+    assert compare_runs(then, now, allow_config_change=False) == []
+
+
+def test_other_labels_are_refused_where_a_checkpoint_knows_its_own():
+    data = load_digits("label")
+    now = describe_run(TrainingConfig(label_column="label"), data, 1)
+    rows = [row | {"label": (row["label"] + 1) % 10} for row in data.train.rows]
+    other = dataclasses.replace(data, train=ImageDataset(rows, "image", "label"))
+    then = describe_run(TrainingConfig(label_column="label"), other, 1)
+    assert then["data"]["fingerprint"] == now["data"]["fingerprint"]
+    with pytest.raises(ValueError, match="goes on from a run on 'digits' with other labels than those of 'digits'"):
+        compare_runs(then, now, allow_config_change=True)
+    then["data"].pop("labels")  # as those of earlier versions
     assert compare_runs(then, now, allow_config_change=False) == []
 
 

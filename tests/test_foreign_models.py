@@ -12,7 +12,7 @@ from diffusers import DDPMScheduler
 from tiny_pipelines import BUILDERS, build, unet
 
 from vdm_diffusers import VDM, LearnedMonotoneSchedule, VDMUNet2DModel, convert, evaluate
-from vdm_diffusers.foreign_models import check_denoiser, check_pipeline, refused_as, weights_limited
+from vdm_diffusers.foreign_models import check_denoiser, check_pipeline, check_pipeline, refused_as, weights_limited
 
 
 @pytest.fixture
@@ -103,6 +103,16 @@ def test_a_converter_refuses_a_configuration_beyond_all_models(tmp_path):
     flags = ["--checkpoint_path", str(tmp_path / "checkpoint"), "--config", str(tmp_path / "config.json")]
     with pytest.raises(SystemExit, match="`--config` is that of no model: .* are the most"):
         convert.main([*flags, "--output_dir", str(tmp_path / "out")])
+
+
+@pytest.mark.parametrize("name", ["a file", "a link", "a loop", "/nowhere/model", "./nowhere", "../no/where"])
+def test_paths_that_are_no_folders_are_not_looked_for_on_the_hub(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a file").write_text("")
+    (tmp_path / "a link").symlink_to("nowhere")
+    (tmp_path / "a loop").symlink_to("a loop")
+    with pytest.raises(ValueError, match="There is no folder of that name"):
+        check_pipeline(name)
 
 
 def test_weights_are_counted_only_meanwhile():

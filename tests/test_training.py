@@ -133,6 +133,34 @@ def test_a_folder_of_colour_pictures_trains(train, tmp_path):
     assert pipe(1, num_inference_steps=2, output_type="pt").images.shape == (1, 3, 6, 10)
 
 
+@pytest.mark.parametrize(("split", "remove"), [("train", True), ("train", False), ("test", True)])
+def test_a_run_ends_at_an_image_that_changes_with_a_checkpoint_and_goes_on(train, tmp_path, monkeypatch, split, remove):
+    for name in ("train", "test"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for i in range(16):
+            PIL.Image.new("L", (8, 8), 9 * i).save(tmp_path / "data" / name / f"{i}.png")
+    changed = tmp_path / "data" / split / "0.png"
+    content, step = changed.read_bytes(), Trainer._optimizer_step
+
+    def step_and_change(trainer, batches):
+        step(trainer, batches)
+        if trainer.history.step == 1:
+            changed.unlink()
+            if not remove:
+                PIL.Image.new("L", (8, 9)).save(changed)
+
+    options = {"train_data_dir": tmp_path / "data", "cache_dir": tmp_path / "cache", "checkpointing_steps": 100}
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as error:
+        patch.setattr(Trainer, "_optimizer_step", step_and_change)
+        train(**options)
+    (checkpoint,) = (tmp_path / "out").glob("checkpoint-*")
+    assert f"{split}/0.png is not what it was when it was checked." in str(error.value)
+    assert f"{checkpoint.name} is written, go on from it by" in str(error.value)
+    changed.write_bytes(content)
+    train(resume_from_checkpoint="latest", **options)
+    assert (tmp_path / "out" / "metrics.json").exists()
+
+
 def test_five_channels_of_named_classes(train, tmp_path, monkeypatch):
     """From data to pipeline, and on; but not with data that call class 0 what the model calls class 1."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))

@@ -219,11 +219,27 @@ def count_classes(inspections: Sequence[Inspection], column: str) -> int:
     return largest + 1 if number is None else number
 
 
+def check_held_out_classes(train: Inspection, held_out: Inspection, column: str) -> None:
+    """Raise `ValueError` if images are held out of a class that the model never sees."""
+    unseen = sorted(set(held_out.rows[column]) - set(train.rows[column]))
+    if unseen:
+        names = getattr(train.rows.features[column], "names", None)
+        which = f"{unseen[0]}" if names is None else f"{unseen[0]}, {names[unseen[0]]!r},"
+        raise ValueError(
+            f"The split {held_out.name!r} has images of the class {which} but {train.name!r} has none: leave them out, or name"
+            " another split by `--validation_split`."
+        )
+
+
 def label_problem(label: Any, num_classes: int | None) -> str | None:
     """What is wrong with a label, to be said of its column; `None` if it is one."""
+    if label is None:
+        return "must hold integers from 0, but holds none: leave such images out, or name another column."
     if type(label) is not int:
-        holds = "none" if label is None else type(label).__name__
-        return f"must hold integers from 0, but holds {holds}: leave such images out, or name another column."
+        return (
+            f"must hold integers from 0, but holds {type(label).__name__}: make them a `ClassLabel`, as `class_encode_column`"
+            " of datasets does, or name another column."
+        )
     if label < 0:
         return (
             f"must hold integers from 0, but holds {label}, which often means no label: leave such images out, or name a"

@@ -102,7 +102,7 @@ class Option:
         try:
             if any(ord(character) < 32 or 0xD800 <= ord(character) < 0xE000 for character in word):
                 raise ValueError
-            return KINDS[self.kind][0](word)
+            return KINDS[self.kind][0](os.path.expanduser(word) if word.startswith("~/") else word)  # as shells do, at times
         except (KeyError, ValueError):
             raise ValueError(f"`--{self.name}` has a wrong value{self._shown(word)}: it must be {self.requirement}.") from None
 

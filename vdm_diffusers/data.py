@@ -10,8 +10,25 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
-from .checking import check_values, common_format, count_classes, inspect
-from .decoding import AS_STORED, CONVERSIONS, PLAIN_DECODER, Decoder, Preparation, image_format, image_to_tensor
+from .checking import (
+    Format,
+    check_held_out_classes,
+    check_values,
+    common_format,
+    count_classes,
+    describe_format,
+    inspect,
+)
+from .decoding import (
+    AS_STORED,
+    CONVERSIONS,
+    PLAIN_DECODER,
+    Decoder,
+    Preparation,
+    UnsuitableImage,
+    image_format,
+    image_to_tensor,
+)
 
 
 DIGITS_TRAIN_SIZE = 1500
@@ -19,7 +36,15 @@ VALIDATION_SPLITS = ("validation", "valid", "val", "test")
 MIN_HELD_OUT = 2
 """A standard error needs two images."""
 
-__all__ = ["ImageData", "ImageDataset", "image_format", "image_to_tensor", "load_digits", "load_images"]
+__all__ = ["DataError", "ImageData", "ImageDataset", "image_format", "image_to_tensor", "load_digits", "load_images"]
+
+
+class DataError(ValueError):
+    """Images can't be read on, though they were checked; the message names the one that it fails at."""
+
+    def __init__(self, message: str):
+        last_line = message.strip().splitlines()[-1]  # a worker's comes after its traceback
+        super().__init__(last_line.split(f"{type(self).__name__}: ")[-1])
 
 
 class ImageDataset(Dataset):
@@ -30,6 +55,9 @@ class ImageDataset(Dataset):
         image_column (`str`): Its images, in any form that a [`Decoder`] takes.
         label_column (`str`, *optional*): Its integer labels.
         decoder ([`Decoder`]): What reads them.
+        format (`tuple`, *optional*): The shape and number of levels that every image must have.
+
+    An item raises [`DataError`] if its image can't be read, or has another format.
     """
 
     def __init__(
@@ -38,16 +66,28 @@ class ImageDataset(Dataset):
         image_column: str = "image",
         label_column: str | None = None,
         decoder: Decoder = PLAIN_DECODER,
+        format: Format | None = None,
     ):
-        self.rows, self.image_column, self.label_column, self.decoder = rows, image_column, label_column, decoder
+        self.rows, self.image_column, self.label_column = rows, image_column, label_column
+        self.decoder, self.format = decoder, format
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, Tensor | int]:
         row = self.rows[index]
-        item = {"images": self.decoder(row[self.image_column]).pixels}
+        item = {"images": self._pixels(row[self.image_column], index)}
         return item if self.label_column is None else item | {"class_labels": row[self.label_column]}
+
+    def _pixels(self, stored: Any, index: int) -> Tensor:
+        path = stored.get("path") if isinstance(stored, dict) else None
+        try:
+            pixels, levels = self.decoder(stored)
+            if self.format not in (None, found := (tuple(pixels.shape), levels)):
+                raise UnsuitableImage(f"It is {describe_format(found)} instead of {describe_format(self.format)}.")
+        except UnsuitableImage as error:
+            raise DataError(f"The image {path or index} is not what it was when it was checked. {error}") from error
+        return pixels
 
 
 @dataclass
@@ -181,12 +221,15 @@ def load_images(
     rows |= {inspection.name: inspection.rows for inspection in inspections}
     train, validation = (rows["train"], rows[held_out]) if held_out else _divided(rows["train"])
     check_number(validation, held_out)
+    num_classes = None if label_column is None else count_classes(inspections, label_column)
+    if label_column is not None and len(inspections) == 2:
+        check_held_out_classes(*inspections, label_column)
     return ImageData(
-        train=ImageDataset(train, image_column, label_column, decoder),
-        validation=ImageDataset(validation, image_column, label_column, decoder),
+        train=ImageDataset(train, image_column, label_column, decoder, (shape, levels) if check_train else None),
+        validation=ImageDataset(validation, image_column, label_column, decoder, (shape, levels)),
         shape=shape,
         num_levels=num_levels or levels,
-        num_classes=None if label_column is None else count_classes(inspections, label_column),
+        num_classes=num_classes,
         name=dataset_name or train_data_dir,
         class_names=names_of_classes(features, label_column),
         preparation=preparation,
@@ -255,6 +298,8 @@ def find_image_column(features, image_column: str | None, label_column: str | No
     for option, column in (("image_column", image_column), ("label_column", label_column)):
         if column not in (None, *features):
             raise ValueError(f"`--{option}` is {column!r}, but the columns are {', '.join(map(repr, features))}.")
+    if label_column == image_column:
+        raise ValueError(f"`--label_column` is {label_column!r}, which is the column of images: name that of the labels.")
     return image_column
 
 

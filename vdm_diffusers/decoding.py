@@ -131,6 +131,11 @@ class Decoder:
         """
         if stored is None:
             raise UnreadableImage("There is no image.")
+        if isinstance(stored, str):
+            raise UnsuitableImage(
+                "It is text, but images must be integers or files: make paths images by `cast_column(..., Image())` of"
+                " datasets, or name another `--image_column`."
+            )
         if isinstance(stored, (dict, bytes)):
             array, levels = self._read_file(stored)
         elif isinstance(stored, PIL.Image.Image):
@@ -201,7 +206,7 @@ PLAIN_DECODER = Decoder()
 
 def _open(stored: dict | bytes) -> PIL.Image.Image:
     """A file as Pillow opens it, its pixels unread; [`UnreadableImage`] if there is none, or of what is no image."""
-    content, path = (stored, None) if isinstance(stored, bytes) else (stored["bytes"], stored["path"])
+    content, path = (stored, None) if isinstance(stored, bytes) else (stored.get("bytes"), stored.get("path"))
     if content is None and path is None:
         raise UnreadableImage("There is no image.")
     if content is None:

@@ -50,6 +50,8 @@ def reason_of(error: BaseException) -> str:
 
 def check_pipeline(name: str | os.PathLike, cache_dir: str | None = None) -> Path:
     """The folder of a pipeline, downloaded if it is on the Hub; an error unless it is one of known classes and true sizes."""
+    if not os.path.isdir(name) and (os.path.lexists(name) or str(name).startswith(("/", "./", "../"))):
+        raise ValueError("There is no folder of that name.")
     folder = Path(name if os.path.isdir(name) else DiffusionPipeline.download(str(name), cache_dir=cache_dir))
     index = read_json(folder / INDEX)
     known_class("diffusers", index.get("_class_name"))

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 
+from .data import DataError
 from .randomness import counted_generator
 
 
@@ -38,11 +39,21 @@ def for_each_image(
             Those that share the work, each of which has to call this and gets all results. They meet only at its end, so it
             does not matter if some take longer. Defaults to this one alone.
         description (`str`, *optional*): For a progress bar of the main process; by default there is none.
+
+    Raises:
+        [`DataError`]: on all processes, if one of them can't read an image.
     """
-    indices = list(range(len(dataset)))
+    indices, failures = list(range(len(dataset))), []
     with nullcontext(indices) if processes is None else processes.split_between_processes(indices) as own:
-        results = _results(function, dataset, own, batch_size, device, _progress_bar(len(own), processes, description))
-    return torch.cat(results if processes is None else gather_object(results))
+        try:
+            results = _results(function, dataset, own, batch_size, device, _progress_bar(len(own), processes, description))
+        except DataError as error:
+            results, failures = [], [str(error)]
+    if processes is not None:
+        results, failures = gather_object(results), gather_object(failures)
+    if failures:
+        raise DataError(failures[0])
+    return torch.cat(results)
 
 
 def _results(

@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Iterator
 
-from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 from .class_names import check_same_classes
@@ -32,7 +31,12 @@ UNBENDING_SCHEDULERS = ("constant", "constant_with_warmup")
 
 def describe_run(config: TrainingConfig, data: ImageData, num_processes: int, placement: str = WHOLE) -> dict:
     """What the manifest of a checkpoint says of the run."""
-    data = {"name": data.name, "fingerprint": fingerprint(data), "class_names": data.class_names}
+    data = {
+        "name": data.name,
+        "fingerprint": fingerprint(data),
+        "labels": fingerprint_of_labels(data),
+        "class_names": data.class_names,
+    }
     return {"data": data, "num_processes": num_processes, "placement": placement, "options": config.public()}
 
 
@@ -70,6 +74,12 @@ def compare_runs(then: dict, now: dict, allow_config_change: bool) -> list[str]:
             f" {now['data']['name']!r}: name that data set, or train the finished model on by"
             " `--pretrained_model_name_or_path`."
         )
+    if then["data"].get("labels", now["data"]["labels"]) != now["data"]["labels"]:  # which earlier checkpoints don't have
+        raise ValueError(
+            f"`--resume_from_checkpoint` goes on from a run on {then['data']['name']!r} with other labels than those of"
+            f" {now['data']['name']!r}: name that data set, or train the finished model on by"
+            " `--pretrained_model_name_or_path`."
+        )
     names = (run["data"].get("class_names") for run in (now, then))
     check_same_classes(*names, repr(now["data"]["name"]), "the run that `--resume_from_checkpoint` goes on from")
     return ([f"Options have changed: {differences}."] if differences else []) + _redrawn(then, now)
@@ -87,14 +97,23 @@ def fingerprint(data: ImageData, num_images: int = 64) -> str:
         if isinstance(split, IterableDataset):
             continue
         digest.update(repr(len(split)).encode())
-        for image in _spread(split, num_images):
-            digest.update(image.numpy().tobytes())
+        for item in _spread(split, num_images):
+            digest.update(item["images"].numpy().tobytes())
     return digest.hexdigest()
 
 
-def _spread(split: Dataset, num_images: int) -> Iterator[Tensor]:
+def fingerprint_of_labels(data: ImageData, num_images: int = 64) -> str | None:
+    """A hash of the labels of those images, `None` if they have none."""
+    if data.num_classes is None:
+        return None
+    splits = [split for split in (data.train, data.validation) if not isinstance(split, IterableDataset)]
+    labels = [int(item["class_labels"]) for split in splits for item in _spread(split, num_images)]
+    return hashlib.sha256(repr(labels).encode()).hexdigest()
+
+
+def _spread(split: Dataset, num_images: int) -> Iterator[dict]:
     count = min(num_images, len(split))
-    return (split[index * len(split) // count]["images"] for index in range(count))
+    return (split[index * len(split) // count] for index in range(count))
 
 
 def _differences(then: dict, now: dict) -> Iterator[str]:

@@ -22,6 +22,7 @@ from .checking import (
     remedy_for,
 )
 from .data import (
+    DataError,
     ImageData,
     ImageDataset,
     check_number,
@@ -42,11 +43,8 @@ FIRST_ROWS = 16
 """Of the training set, which are checked before training."""
 
 
-class StreamError(ValueError):
+class StreamError(DataError):
     """A stream doesn't go on: at a row that can't be trained on, which the message names, or because it can't be read."""
-
-    def __init__(self, message: str):
-        super().__init__(message.strip().splitlines()[-1].split("StreamError: ")[-1])  # a worker's comes after its traceback
 
 
 class ImageStream(IterableDataset):
@@ -326,7 +324,7 @@ def load_image_stream(
             num_classes,
             skip_unreadable_images,
         ),
-        validation=ImageDataset(held_out.rows, image_column, label_column, decoder),
+        validation=ImageDataset(held_out.rows, image_column, label_column, decoder, (shape, levels)),
         shape=shape,
         num_levels=num_levels or levels,
         num_classes=num_classes,

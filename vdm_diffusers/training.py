@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from .augmentations import AUGMENTATIONS
 from .checking import describe_unreadable
 from .checkpoints import CheckpointError, latest_checkpoint, read_manifest, save_checkpoint
-from .data import ImageData
+from .data import DataError, ImageData
 from .figures import save_noise_schedule
 from .health import check_schedule, drifted_end_points, first_not_finite
 from .likelihood import VariationalBound, variational_bound
@@ -31,7 +31,7 @@ from .run_state import RunState, unusable
 from .sample_grids import draw_samples, save_samples
 from .secrecy import redacted
 from .stopping import StopSignals, TrainingStopped
-from .streaming import ImageStream, StreamError, StreamLoader
+from .streaming import ImageStream, StreamLoader
 from .training_config import TrainingConfig
 from .units import BITS_PER_DIM
 from .vdm import VDM, VDMLoss, stratified_times
@@ -130,7 +130,8 @@ class Trainer:
         Raises:
             `FloatingPointError`: when a loss or a gradient is not finite, naming the step and the last good checkpoint.
             [`TrainingStopped`]: after SIGTERM or SIGINT, with a checkpoint of the last step.
-            [`StreamError`]: when a row of a stream can't be trained on, with a checkpoint of the last step.
+            [`DataError`]: when an image can't be read any more, or a row of a stream can't be trained on, with a checkpoint of
+                the last step.
             [`CheckpointError`]: if that checkpoint can't be written.
         """
         batches = self._batches()
@@ -141,7 +142,8 @@ class Trainer:
                 if number := signals.agreed():
                     self._stop(number)
                 if self._validation_is_due():
-                    self._validate()
+                    with self._leaving_checkpoint():
+                        self._validate()
                     continue
                 self._optimizer_step(self._batches_of_step(batches, signals))
                 if self._is_due(self.config.logging_steps):
@@ -185,21 +187,21 @@ class Trainer:
             done = 0
 
     def _batches_of_step(self, batches: Iterator[dict[str, Tensor]], signals: StopSignals) -> Iterable[dict[str, Tensor]]:
-        """Those of the next step. Where a stream has a row that can't be trained on, on any process, all of them stop."""
+        """Those of the next step. Where an image can't be trained on, on any process, all of them stop."""
         number, taken, problem = self.config.gradient_accumulation_steps, [], None
-        if not isinstance(self.loader, StreamLoader):
-            return islice(batches, number)
+        stream = self.loader if isinstance(self.loader, StreamLoader) else None
         try:
-            taken = self.loader.take(number)
-        except StreamError as error:
+            taken = list(islice(batches, number)) if stream is None else stream.take(number)
+        except DataError as error:
             problem = str(error)
-        self._note_unreadable(self.loader.unreadable)
-        self.loader.unreadable.clear()
+        if stream is not None:
+            self._note_unreadable(stream.unreadable)
+            stream.unreadable.clear()
         if signals.any(problem is not None):
-            self.loader.go_back()
-            self._leave_checkpoint()
-            found = [sentence for sentence in gather_object([problem]) if sentence is not None]
-            raise StreamError(f"{found[0]} {self._way_on()}")
+            if stream is not None:
+                stream.go_back()
+            with self._leaving_checkpoint():
+                raise DataError(next(sentence for sentence in gather_object([problem]) if sentence is not None))
         return taken
 
     def _optimizer_step(self, batches: Iterable[dict[str, Tensor]]) -> None:
@@ -353,6 +355,15 @@ class Trainer:
         if not (self.output_dir / f"checkpoint-{self.history.step}").exists():
             self._checkpoint()
         self.progress.close()
+
+    @contextmanager
+    def _leaving_checkpoint(self) -> Iterator[None]:
+        """Data that can't be read end a run with a checkpoint, on all processes."""
+        try:
+            yield
+        except DataError as error:
+            self._leave_checkpoint()
+            raise DataError(f"{error} {self._way_on()}") from error
 
     def _way_on(self) -> str:
         return f"checkpoint-{self.history.step} is written, go on from it by `--resume_from_checkpoint latest`."

@@ -9,7 +9,7 @@ from .command_line import option
 from .decoding import CONVERSIONS, Preparation
 from .gaussian import PREDICTIONS
 from .noise_schedules import NOISE_SCHEDULES, LearnedChainSchedule, TableSchedule
-from .secrecy import check_secret, keep_secret
+from .secrecy import SHORTEST_OF_THE_ENVIRONMENT, check_secret, keep_secret
 from .weightings import WEIGHTINGS
 
 
@@ -149,6 +149,9 @@ class TrainingConfig:
             if (value := getattr(self, name)) is not None:
                 keep_secret(value)
                 check_secret(name, value)
+                for other, text in self.public().items():
+                    if len(value) >= SHORTEST_OF_THE_ENVIRONMENT and value in str(text):
+                        raise ValueError(f"`--{other}` contains `--{name}`, but is written and shown: give it another value.")
         for (condition, holds), names in RANGES.items():
             for name in names:
                 if (value := getattr(self, name)) is not None and not holds(value):
