@@ -239,6 +239,7 @@ def test_bad_arguments_are_refused(kwargs, message):
         ({"num_inference_steps": True}, "`num_inference_steps` is True"),
         ({"latents": [0.0]}, "`latents` are a list, but must be a tensor"),
         ({"latents": torch.zeros(1, 3, 6, 8, dtype=torch.int64)}, "`latents` are torch.int64, but must be floating-point"),
+        ({"class_labels": torch.tensor([1.0])}, r"`class_labels` are tensor\(\[1.\]\), but must be whole numbers"),
         ({"timesteps": "abc"}, "`timesteps` are a str"),
         ({"callback_on_step_end": 3}, "`callback_on_step_end` is a int, but must be a function"),
     ],
@@ -255,11 +256,12 @@ def test_arguments_of_another_type_are_refused(kwargs, message):
         (VDMUNet2DModel, VDMScheduler(), "`unet` is the class VDMUNet2DModel"),
         (torch.nn.Identity(), VDMScheduler, "`scheduler` is the class VDMScheduler, but must be a SchedulerMixin"),
         (torch.nn.Identity(), LearnedMonotoneSchedule(num_features=4), "`scheduler` is a LearnedMonotoneSchedule"),
+        (torch.nn.Identity(), VDMScheduler(), "`id2label` is a list, but must be a dict or None"),
     ],
 )
 def test_components_of_another_kind_are_refused(unet, scheduler, message):
     with pytest.raises(TypeError, match=message):
-        VDMPipeline(unet, scheduler)
+        VDMPipeline(unet, scheduler, id2label=["dog", "cat"])
 
 
 def test_a_callback_stops_the_call_or_returns_nothing():
