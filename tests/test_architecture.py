@@ -12,7 +12,7 @@ import vdm_diffusers
 
 PACKAGE = Path(vdm_diffusers.__file__).parent
 LAYERS = (
-    {"arguments", "precision", "loading", "scheduler_checks", "secrecy"},
+    {"arguments", "precision", "loading", "plain_config", "scheduler_checks", "secrecy"},
     {"command_line", "foreign_models"},
     {
         "gaussian",

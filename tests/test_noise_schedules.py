@@ -1,6 +1,8 @@
 """Every noise schedule: its end points, monotonicity, derivative, dtypes, storage; and each curve against its textbook."""
 
+import copy
 import math
+import pickle
 import subprocess
 import sys
 
@@ -14,8 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.interpolate import PchipInterpolator
 from scipy.optimize import brentq
+from tiny_pipelines import unet
 
-from vdm_diffusers import gaussian
+from vdm_diffusers import VDM, VDMScheduler, gaussian
 from vdm_diffusers.noise_schedules import (
     NOISE_SCHEDULES,
     BetaLinearSchedule,
@@ -182,6 +185,73 @@ def test_a_schedule_of_one_s_own_is_found_by_its_name_and_only_where_it_is_defin
     process = subprocess.run([sys.executable, "-c", script, tmp_path], capture_output=True, text=True)
     message = process.stderr.splitlines()[-1]
     assert "it is a SquareRootNetwork, which is none of LinearSchedule" in message and "import the module" in message
+
+
+class ParameterlessLine(NoiseSchedule):
+    """A user's own without a parameter, a buffer or a registered configuration."""
+
+    def __init__(self, gamma_min: float = -8.0, gamma_max: float = 4.0):
+        super().__init__()
+
+    def forward(self, t):
+        return self.gamma_min + (self.gamma_max - self.gamma_min) * t
+
+
+class NamesakePower(LearnedLinearSchedule):
+    """A user's own whose parameter and buffer are called as the options that they come from."""
+
+    @register_to_config
+    def __init__(self, power: float = 2.0, floor: float = 0.1):
+        super().__init__(-9.0, 3.0)
+        self.power = torch.nn.Parameter(torch.tensor(power))
+        self.register_buffer("floor", torch.tensor(floor))
+
+    def curve(self, t):
+        return t**self.power + self.floor * t
+
+
+class ConstructedBend(LinearSchedule):
+    """A user's own with an argument that no decorator registers."""
+
+    def __init__(self, bend: float = 1.0, gamma_min: float = -9.0):
+        super().__init__(gamma_min)
+        self.square = bend
+
+    def curve(self, t):
+        return t + self.square * t**2
+
+
+class AnonymousLine(NoiseSchedule):
+    """A user's own that doesn't say where it starts."""
+
+    def forward(self, t):
+        return 12 * t - 8
+
+
+@pytest.mark.parametrize("make", [ParameterlessLine, lambda: NamesakePower(3.0), lambda: ConstructedBend(3.0)])
+def test_a_schedule_of_one_s_own_is_trained_copied_and_saved_however_it_is_written(make, tmp_path):
+    schedule, t = make(), torch.linspace(0, 1, 11)
+    vdm = VDM(unet(1, 1), schedule)
+    vdm(torch.zeros(2, 1, 8, 8, dtype=torch.uint8)).objective.mean().backward()
+    vdm.save_pretrained(tmp_path)
+    for other in (VDM.from_pretrained(tmp_path).noise_schedule, copy.deepcopy(schedule), pickle.loads(pickle.dumps(schedule))):
+        assert type(other) is type(schedule) and torch.equal(other(t), schedule(t))
+
+
+def test_a_schedule_that_does_not_say_its_end_points_is_refused():
+    with pytest.raises(ValueError, match="AnonymousLine does not say its `gamma_min`: give its constructor an argument"):
+        VDMScheduler.from_noise_schedule(AnonymousLine())
+
+
+@pytest.mark.parametrize("number", [np.float32, np.float64, np.int64, np.float16])
+def test_schedules_of_numbers_of_numpy_are_saved(number, tmp_path):
+    LinearSchedule(number(-8), number(4)).save_pretrained(tmp_path)
+    assert LinearSchedule.from_pretrained(tmp_path).gamma_min == -8
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.int64])
+def test_tables_may_be_tensors(dtype):
+    assert TableSchedule(torch.tensor([-8, 1, 4], dtype=dtype)).config.gammas == [-8, 1, 4]
 
 
 def test_names_of_schedules_are_unique():
@@ -510,12 +580,16 @@ def test_end_points_that_do_not_rise_are_refused(name, ends):
     "arguments, message",
     [
         ({"gammas": [1.0]}, "at least two"),
-        ({"gammas": [[0.0, 1.0], [2.0, 3.0]]}, "at least two"),
+        ({"gammas": [[0.0, 1.0], [2.0, 3.0]]}, "must be a list of numbers"),
+        ({"gammas": "abc"}, "`gammas` is 'abc', but it must be a list of numbers"),
+        ({"gammas": [0, None]}, "`gammas` is .* must be a list of numbers"),
+        ({"gammas": [0, 1], "times": {"a": 1}}, "`times` is .* must be a list of numbers"),
         ({"gammas": [0.0, 1.0], "times": [0.0, 0.5, 1.0]}, "as many times"),
         ({"gammas": [0.0, 2.0, 1.0]}, "strictly increasing"),
         ({"gammas": [0.0, 1.0, 1.0]}, "strictly increasing"),
         ({"gammas": [0.0, math.nan, 1.0]}, "finite"),
         ({"gammas": [0.0, 1.0, math.inf]}, "finite"),
+        ({"gammas": [-800.0, 5.0]}, "must be from -160 to 160"),
         ({"gammas": [0.0, 1.0], "times": [0.0, 0.9]}, "from 0"),
         ({"gammas": [0.0, 1.0], "times": [0.1, 1.0]}, "from 0"),
         ({"gammas": [0.0, 1.0, 2.0, 3.0], "times": [0.0, 0.6, 0.5, 1.0]}, "from 0"),
@@ -556,9 +630,6 @@ def test_parameters_without_a_curve_are_refused(make, message):
         (lambda: SigmoidSchedule(tau=True), "`tau` is True, but must be a number"),
         (lambda: LearnedMonotoneSchedule(num_features=8.0), "`num_features` is 8.0, but must be a whole number from 1"),
         (lambda: LearnedChainSchedule(), "missing a required argument: 'num_steps'"),
-        (lambda: TableSchedule("abc"), "`gammas` must be a list of numbers, but is a str"),
-        (lambda: TableSchedule([0, None]), "`gammas` must be a list of numbers"),
-        (lambda: TableSchedule([0, 1], {"a": 1}), "`times` must be a list of numbers"),
     ],
 )
 def test_parameters_of_another_type_are_refused(make, message):

@@ -98,9 +98,30 @@ def test_decoder_is_the_likeliest_level():
     torch.testing.assert_close(images_of(pipe) * 15, log_p.argmax(-1).float())
 
 
-def test_grey_images_become_grey_pictures():
-    pictures = images_of(tiny_pipeline(in_channels=1), output_type="pil")
-    assert [picture.mode for picture in pictures] == ["L", "L"]
+@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB")])
+@pytest.mark.parametrize("size", [(6, 8), (1, 8), (8, 1), (1, 1), (5, 7)])
+def test_pictures_have_the_size_and_mode_of_the_images(channels, mode, size):
+    pictures = images_of(tiny_pipeline(in_channels=channels, sample_size=size), output_type="pil")
+    assert [(picture.mode, picture.height, picture.width) for picture in pictures] == [(mode, *size)] * 2
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"num_inference_steps": np.int64(5)},
+        {"num_inference_steps": torch.tensor(5), "guidance_scale": torch.tensor(1.5), "eta": torch.tensor(0.5)},
+        {"guidance_scale": np.float32(1.5), "eta": np.float32(0.5)},
+        *({"class_labels": label} for label in (torch.tensor(1), np.array(1), np.int64(1), (1, 1), np.array([1, 1]))),
+    ],
+)
+def test_numbers_may_be_those_of_numpy_and_tensors_of_one(kwargs):
+    pipe, plain = tiny_pipeline(num_class_embeds=4), {"guidance_scale": 1.5, "eta": 0.5, "class_labels": 1}
+    assert torch.equal(images_of(pipe, **plain | kwargs), images_of(pipe, **plain))
+
+
+def test_pipelines_of_numbers_of_numpy_are_saved(tmp_path):
+    VDMPipeline(unet(), VDMScheduler(), num_levels=np.int64(16)).save_pretrained(tmp_path)
+    assert VDMPipeline.from_pretrained(tmp_path).config.num_levels == 16
 
 
 def test_latents_and_generators_decide_the_images():
@@ -216,10 +237,9 @@ def test_bad_arguments_are_refused(kwargs, message):
         ({"num_inference_steps": 1.5}, "`num_inference_steps` is 1.5, but must be a whole number"),
         ({"num_inference_steps": "10"}, "`num_inference_steps` is '10'"),
         ({"num_inference_steps": True}, "`num_inference_steps` is True"),
-        ({"class_labels": ["china"]}, r"`class_labels` are \['china'\], but must be whole numbers"),
-        ({"class_labels": [1.5]}, r"`class_labels` are \[1.5\], but must be whole numbers"),
         ({"latents": [0.0]}, "`latents` are a list, but must be a tensor"),
         ({"latents": torch.zeros(1, 3, 6, 8, dtype=torch.int64)}, "`latents` are torch.int64, but must be floating-point"),
+        ({"class_labels": torch.tensor([1.0])}, r"`class_labels` are tensor\(\[1.\]\), but must be whole numbers"),
         ({"timesteps": "abc"}, "`timesteps` are a str"),
         ({"callback_on_step_end": 3}, "`callback_on_step_end` is a int, but must be a function"),
     ],
@@ -236,11 +256,12 @@ def test_arguments_of_another_type_are_refused(kwargs, message):
         (VDMUNet2DModel, VDMScheduler(), "`unet` is the class VDMUNet2DModel"),
         (torch.nn.Identity(), VDMScheduler, "`scheduler` is the class VDMScheduler, but must be a SchedulerMixin"),
         (torch.nn.Identity(), LearnedMonotoneSchedule(num_features=4), "`scheduler` is a LearnedMonotoneSchedule"),
+        (torch.nn.Identity(), VDMScheduler(), "`id2label` is a list, but must be a dict or None"),
     ],
 )
 def test_components_of_another_kind_are_refused(unet, scheduler, message):
     with pytest.raises(TypeError, match=message):
-        VDMPipeline(unet, scheduler)
+        VDMPipeline(unet, scheduler, id2label=["dog", "cat"])
 
 
 def test_a_callback_stops_the_call_or_returns_nothing():
@@ -253,6 +274,20 @@ def test_a_callback_stops_the_call_or_returns_nothing():
     assert images_of(pipe, callback_on_step_end=callback).shape == (2, 3, 6, 8)
     assert steps == [0, 1] and pipe.interrupt
     assert torch.equal(images_of(pipe, callback_on_step_end=lambda *_: None), images_of(pipe))
+
+
+@pytest.mark.parametrize(
+    ("returned", "error", "message"),
+    [
+        ("latents", TypeError, "`callback_on_step_end` returned a str, but must return a dictionary or None"),
+        ({"latents": np.zeros((2, 3, 6, 8))}, TypeError, "`latents` are a ndarray, but must be a tensor"),
+        ({"latents": torch.zeros(2, 3, 6, 4)}, ValueError, "`latents` have the shape"),
+        ({"latents": torch.full((2, 3, 6, 8), torch.nan)}, FloatingPointError, "not finite at step 1 of 5"),
+    ],
+)
+def test_what_a_callback_returns_is_checked(returned, error, message):
+    with pytest.raises(error, match=message):
+        images_of(tiny_pipeline(), callback_on_step_end=lambda *_: returned, callback_on_step_end_tensor_inputs=None)
 
 
 def test_a_pipeline_is_made_from_another_one():

@@ -3,6 +3,7 @@
 import copy
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
@@ -179,6 +180,8 @@ def test_lists_of_generators_sample_each_image_alone():
         ({"gammas": [0.0, 1.0], "times": [0.0, None]}, "`times` is .* must be a list of numbers"),
         ({"gammas": range(10**9)}, "`gammas` has 1,000,000,000 elements"),
         ({"gamma_min": float("nan")}, "`gamma_min` is nan"),
+        ({"gamma_min": -300.0}, "`gamma_min` is -300.0, but it must be a number from -160 to 160"),
+        ({"gammas": [-1e30, 5.0]}, "`gammas` must be from -160 to 160"),
         ({"gamma_max": "5"}, "`gamma_max` is '5'"),
         ({"prediction_type": ["epsilon"]}, "`prediction_type` is"),
         ({"eta": 1.5}, "`eta` is 1.5"),
@@ -206,6 +209,25 @@ def test_lists_of_generators_sample_each_image_alone():
 def test_bad_configurations_are_refused(kwargs, message):
     with pytest.raises(ValueError, match=message):
         VDMScheduler(**kwargs)
+
+
+def test_configurations_of_numbers_of_numpy_are_saved(tmp_path):
+    made = VDMScheduler(np.int64(50), np.float32(-8), np.float64(4), eta=np.float32(0.5), clip_sample=np.bool_(True))
+    made.save_pretrained(tmp_path)
+    loaded = VDMScheduler.from_pretrained(tmp_path)
+    assert (loaded.config.eta, loaded.config.clip_sample, loaded.gamma_0.item()) == (0.5, True, -8)
+    assert loaded.config.trained_betas == made.config.trained_betas
+
+
+@pytest.mark.parametrize("gammas", [[-160.0, -100.0], [-160.0, 160.0], [100.0, 160.0]])
+@pytest.mark.parametrize("eta", [None, 0.0])
+def test_steps_are_finite_at_all_gammas_that_are_possible(gammas, eta):
+    scheduler = VDMScheduler(gamma_min=-160.0, gamma_max=160.0, gammas=gammas, clip_sample=True)
+    scheduler.set_timesteps(3)
+    z = torch.ones(1, 1, 2, 2)
+    for t in scheduler.timesteps:
+        z = scheduler.step(z, t, z, eta=eta).prev_sample
+    assert z.isfinite().all()
 
 
 def test_steps_out_of_place_are_refused():

@@ -5,6 +5,7 @@ to two end points, and say only what the curve is.
 """
 
 import copy
+import inspect
 import math
 import os
 import reprlib
@@ -14,13 +15,14 @@ from typing import Annotated
 
 import numpy as np
 import torch
-from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.configuration_utils import register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from .arguments import Within, checked
 from .loading import loading
+from .plain_config import PlainConfigMixin
 from .precision import FullPrecisionModule, at_least_float32, highest_precision, in_full_precision, is_half
 
 
@@ -30,14 +32,18 @@ NOISE_SCHEDULES: dict[str, type["NoiseSchedule"]] = {}
 MAX_GAMMA = 80.0
 """Of either sign: a signal-to-noise ratio beyond its exponential is none in float32."""
 
+MAX_TABLE_GAMMA = 2 * MAX_GAMMA
+"""Of tables and timesteps, which chains reach further than schedules: the root of the ratio still is one in float32."""
+
 Size = Annotated[int, Within(1, 2**20)]
 
 
-class NoiseSchedule(FullPrecisionModule, ModelMixin, ConfigMixin, ABC):
+class NoiseSchedule(FullPrecisionModule, ModelMixin, PlainConfigMixin, ABC):
     """Base class of all noise schedules, fixed and learnable.
 
     Gammas are float32 at least, whatever the autocast, the dtype of `t` and the one that the model is moved to or loaded in;
-    float64 times give float64 gammas. A subclass is one of `NOISE_SCHEDULES`, and so can be loaded, by being defined.
+    float64 times give float64 gammas. A subclass is one of `NOISE_SCHEDULES`, and so can be loaded, by being defined; the arguments
+    of its constructor are its configuration, among them `gamma_min` and `gamma_max` unless it defines these properties.
     """
 
     def __init_subclass__(cls, **kwargs) -> None:
@@ -47,6 +53,16 @@ class NoiseSchedule(FullPrecisionModule, ModelMixin, ConfigMixin, ABC):
                 setattr(cls, name, in_full_precision(vars(cls)[name]))
         if not any(getattr(getattr(cls, name, None), "__isabstractmethod__", False) for name in dir(cls)):
             _register(cls)
+            _keep_arguments(cls)
+
+    def __getattr__(self, name: str):
+        # not ModelMixin's, which finds options as well, so that a parameter could not have the name of its option
+        return nn.Module.__getattr__(self, name)
+
+    @property
+    def device(self) -> torch.device:
+        """That of its parameters and buffers; the CPU if it has none."""
+        return next((tensor.device for tensor in (*self.parameters(), *self.buffers())), torch.device("cpu"))
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> "NoiseSchedule":
@@ -62,6 +78,9 @@ class NoiseSchedule(FullPrecisionModule, ModelMixin, ConfigMixin, ABC):
             saved = cls.load_config(pretrained_model_name_or_path, **kwargs)
             if cls.__name__ not in NOISE_SCHEDULES:
                 cls = _saved_class(saved.get("_class_name"))
+            schedule = cls.from_config(saved)
+            if not schedule.state_dict():  # nothing but the configuration was saved
+                return schedule.eval()
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     @abstractmethod
@@ -71,12 +90,21 @@ class NoiseSchedule(FullPrecisionModule, ModelMixin, ConfigMixin, ABC):
     @property
     def gamma_min(self) -> float:
         """The configured `gamma(0)`: where a learnable schedule starts from, and what its denoiser's timestep 0 means."""
-        return self.config.gamma_min
+        return self._configured("gamma_min")
 
     @property
     def gamma_max(self) -> float:
         """The configured `gamma(1)`: where a learnable schedule starts from, and what its denoiser's last timestep means."""
-        return self.config.gamma_max
+        return self._configured("gamma_max")
+
+    def _configured(self, name: str) -> float:
+        config = getattr(self, "config", {})
+        if name not in config:
+            raise ValueError(
+                f"{type(self).__name__} does not say its `{name}`: give its constructor an argument of this name, or define it"
+                " as a property."
+            )
+        return config[name]
 
     @in_full_precision
     def with_derivative(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -150,6 +178,16 @@ def _register(schedule: type[NoiseSchedule]) -> None:
             " loaded by this name, so choose another."
         )
     NOISE_SCHEDULES[schedule.__name__] = schedule
+
+
+def _keep_arguments(schedule: type[NoiseSchedule]) -> None:
+    """Make the arguments of its own constructor its configuration, without which they would be lost in saving."""
+    init = vars(schedule).get("__init__")
+    if init is None or hasattr(init, "__wrapped__"):
+        return
+    kinds = {parameter.kind for parameter in inspect.signature(init).parameters.values()}
+    if not kinds & {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}:
+        schedule.__init__ = register_to_config(init)
 
 
 def _saved_class(name: object) -> type[NoiseSchedule]:
@@ -515,7 +553,9 @@ def as_vector(name: str, values: Sequence[float]) -> Tensor:
     if hasattr(values, "__len__") and not isinstance(values, (str, bytes, dict)) and len(values) > MAX_LENGTH:
         raise ValueError(f"`{name}` has {len(values):,} elements, but {MAX_LENGTH:,} are the most that it may have.")
     try:
-        array = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+        if isinstance(values, Tensor):
+            values = (values.double() if values.is_floating_point() else values).detach().cpu().numpy()
+        array = np.asarray(values)
     except ValueError:  # lists of different lengths in a list
         array = None
     if array is None or array.ndim != 1 or array.size and array.dtype.kind not in "iuf":
@@ -531,5 +571,7 @@ def _check_table(times: Tensor, gammas: Tensor) -> None:
         )
     if not (gammas.isfinite().all() and (gammas.diff() > 0).all()):
         raise ValueError("`gammas` must be finite and strictly increasing: gamma is -log SNR, from data to noise.")
+    if max(-gammas[0], gammas[-1]) > MAX_TABLE_GAMMA:
+        raise ValueError(f"`gammas` must be from {-MAX_TABLE_GAMMA:g} to {MAX_TABLE_GAMMA:g}: beyond, float32 has no SNR.")
     if times[0] != 0 or times[-1] != 1 or not (times.diff() > 0).all():
         raise ValueError("`times` must increase strictly from 0 (data) to 1 (noise).")

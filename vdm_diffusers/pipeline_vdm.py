@@ -1,7 +1,7 @@
 """VDMPipeline: samples images from a denoiser and a scheduler, down to the decoder `p(v|z_0)`, and tells their likelihood."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated
 
 import numpy as np
@@ -22,6 +22,7 @@ from .data import image_format, image_to_tensor
 from .finiteness import Trace, check_images
 from .ode_likelihood import log_likelihood
 from .pixel_space import check_pixel_space
+from .plain_config import PlainConfigMixin
 from .precision import compute_dtype
 from .probability_flow import integrate
 from .scheduler_checks import check_description, check_scheduler
@@ -41,7 +42,7 @@ NUMBERS = {
 """Arguments of a call, and what they may be."""
 
 
-class VDMPipeline(DiffusionPipeline):
+class VDMPipeline(PlainConfigMixin, DiffusionPipeline):
     r"""
     Pipeline for image generation with a variational diffusion model.
 
@@ -169,13 +170,16 @@ class VDMPipeline(DiffusionPipeline):
             "eta": eta,
         }
         for name, value in given.items():
-            check_argument(name, value, NUMBERS[name])
+            given[name] = value.item() if isinstance(value, Tensor) and value.ndim == 0 else value
+            check_argument(name, given[name], NUMBERS[name])
+        batch_size, guidance_scale, num_inference_steps, eta = given.values()
         _check_output_type(output_type, (*OUTPUT_TYPES, "latent"))
         self._check_pictures(output_type)
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
         if callback_on_step_end is not None and not callable(callback_on_step_end):
             raise TypeError(f"`callback_on_step_end` is a {type(callback_on_step_end).__name__}, but must be a function.")
+        callback_on_step_end_tensor_inputs = callback_on_step_end_tensor_inputs or ()
         unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
         if unknown:
             raise ValueError(
@@ -209,7 +213,7 @@ class VDMPipeline(DiffusionPipeline):
                 trace.record(t, model_output, latents)
                 if callback_on_step_end is not None:
                     tensors = {"latents": latents} if callback_on_step_end_tensor_inputs else {}
-                    latents = (callback_on_step_end(self, i, t, tensors) or {}).get("latents", latents)
+                    latents = self._returned(callback_on_step_end(self, i, t, tensors), latents)
                 if self.interrupt:
                     break
         trace.check(latents, self.unet)
@@ -291,6 +295,19 @@ class VDMPipeline(DiffusionPipeline):
         self.maybe_free_model_hooks()
         return self._show((flow.z / gaussian.alpha(gamma_0)).float(), output_type)
 
+    def _returned(self, outputs: dict | None, latents: Tensor) -> Tensor:
+        """The latents that a callback has returned, or else those that there are."""
+        if not outputs:
+            return latents
+        if not isinstance(outputs, Mapping):
+            raise TypeError(
+                f"`callback_on_step_end` returned a {type(outputs).__name__}, but must return a dictionary or None."
+            )
+        returned = outputs.get("latents", latents)
+        if returned is not latents:
+            self._check_shape("latents", returned)
+        return returned.to(latents)
+
     def _vdm(self) -> VDM:
         """The model, with what is not the denoiser, which may be offloaded, where it is executed."""
         check_pixel_space(self)
@@ -304,6 +321,8 @@ class VDMPipeline(DiffusionPipeline):
         if class_labels is None:
             return None
         null = self._null_class()
+        if isinstance(class_labels, (Tensor, np.ndarray)) and class_labels.ndim == 0:
+            class_labels = class_labels.item()
         if not isinstance(class_labels, Tensor):
             alone = isinstance(class_labels, str) or not hasattr(class_labels, "__len__")
             class_labels = [find_label(label, self.labels) for label in ([class_labels] * number if alone else class_labels)]
@@ -479,7 +498,13 @@ class VDMPipeline(DiffusionPipeline):
         if output_type == "pt":
             return images
         images = images.cpu().permute(0, 2, 3, 1).float().numpy()
-        return self.numpy_to_pil(images) if output_type == "pil" else images
+        return _pictures(images) if output_type == "pil" else images
+
+
+def _pictures(images: np.ndarray) -> list[PIL.Image.Image]:
+    """As `numpy_to_pil` of diffusers, which would lose a side of one pixel along with the channel of a grey image."""
+    levels = (images * 255).round().astype("uint8")
+    return [PIL.Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image) for image in levels]
 
 
 def _whole_numbers(class_labels: list[int] | Tensor) -> Tensor:

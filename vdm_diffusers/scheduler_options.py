@@ -12,7 +12,7 @@ from diffusers.utils import DummyObject
 
 from . import gaussian
 from .beta_chains import BETA_SCHEDULES, SPACINGS
-from .noise_schedules import MAX_LENGTH
+from .noise_schedules import MAX_LENGTH, MAX_TABLE_GAMMA
 
 
 VARIANCE_TYPES = ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned", "learned_range")
@@ -40,7 +40,10 @@ def _one_of(names: Mapping[str, object] | tuple[str, ...], or_none: bool = False
     return lambda value: (value is None and or_none) or (isinstance(value, str) and value in names), f"one of {expected}"
 
 
-NUMBER: Rule = (is_number, "a finite number")
+GAMMA: Rule = (
+    lambda value: is_number(value, -MAX_TABLE_GAMMA, MAX_TABLE_GAMMA),
+    f"a number from {-MAX_TABLE_GAMMA:g} to {MAX_TABLE_GAMMA:g}",
+)
 POSITIVE: Rule = (lambda value: is_number(value) and value > 0, "a positive number")
 SWITCH: Rule = (lambda value: isinstance(value, (bool, np.bool_)), "true or false")
 RULES: dict[str, Rule] = {
@@ -48,8 +51,8 @@ RULES: dict[str, Rule] = {
         lambda value: is_whole(value, 1, MAX_LENGTH),
         f"a whole number from 1 to {MAX_LENGTH:,}",
     ),
-    "gamma_min": NUMBER,
-    "gamma_max": NUMBER,
+    "gamma_min": GAMMA,
+    "gamma_max": GAMMA,
     "eta": (lambda value: value is None or is_number(value, 0, 1), "none, or a share of fresh noise between 0 and 1"),
     "variance_type": _one_of(VARIANCE_TYPES, or_none=True),
     "clip_sample": SWITCH,

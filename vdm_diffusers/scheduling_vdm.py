@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from diffusers import DDPMScheduler
-from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
@@ -15,6 +15,7 @@ from torch import Tensor
 from . import gaussian
 from .beta_chains import CHAIN_OPTIONS, betas_of, chain_betas, chain_gammas
 from .noise_schedules import MAX_LENGTH, NoiseSchedule, TableSchedule, as_vector
+from .plain_config import PlainConfigMixin
 from .reverse_steps import is_learned
 from .scheduler_options import check_options, complete, is_number, is_whole
 from .timestep_maps import AffineTimesteps, ChainTimesteps
@@ -35,7 +36,7 @@ class VDMSchedulerOutput(BaseOutput):
     pred_original_sample: Tensor
 
 
-class VDMScheduler(SchedulerMixin, ConfigMixin):
+class VDMScheduler(SchedulerMixin, PlainConfigMixin):
     """
     The reverse chain of a variational diffusion model: ancestral sampling by default, deterministic with `eta=0`.
 

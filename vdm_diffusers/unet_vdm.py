@@ -5,7 +5,7 @@ import os
 from typing import Annotated
 
 import torch
-from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.configuration_utils import register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch.nn.functional import scaled_dot_product_attention, silu
 
 from .arguments import Within, checked
 from .loading import loading
+from .plain_config import PlainConfigMixin
 from .precision import at_least_float32
 
 
@@ -23,7 +24,7 @@ Size = Annotated[int, Within(1, 2**14)]
 Share = Annotated[float, Within(0, 1)]
 
 
-class VDMUNet2DModel(ModelMixin, ConfigMixin):
+class VDMUNet2DModel(ModelMixin, PlainConfigMixin):
     r"""
     The denoiser of Variational Diffusion Models: no down- or up-sampling, Fourier features of the input, and an output that
     is added to the input.
