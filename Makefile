@@ -1,11 +1,13 @@
-# make train   installs into .venv, trains on the embedded digits, saves and samples: vdm-digits/
-# make test    installs into .venv and runs the tests, on the CPU and without network
+# make train         installs into .venv, trains on the embedded digits, saves and samples: vdm-digits/
+# make test          installs into .venv and runs the tests, a process a core, without network
 # make test-lowest   the same with the lowest versions that setup.py declares, in .venv-lowest
 
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := -m pip install --quiet --disable-pip-version-check --constraint
 PIP := $(BIN)/python $(INSTALL) constraints.txt
+TEST_ENV := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
+PYTEST := -m pytest --numprocesses auto --dist loadfile
 
 .PHONY: train test test-lowest test-slow fuzz style docs bench clean
 
@@ -13,16 +15,16 @@ train: .venv/quickstart
 	$(BIN)/python train_vdm.py
 
 test: .venv/test
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+	$(TEST_ENV) $(BIN)/python $(PYTEST)
 
 test-lowest: .venv-lowest/test
-	HF_HUB_OFFLINE=1 .venv-lowest/bin/python -m pytest
+	$(TEST_ENV) .venv-lowest/bin/python $(PYTEST)
 
 test-slow: .venv/test
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
 
 fuzz: .venv/test
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz
+	$(TEST_ENV) $(BIN)/python -m tests.fuzz
 
 style: .venv/dev
 	$(BIN)/ruff check --fix .

@@ -19,7 +19,7 @@ from diffusers import (
 from tiny_pipelines import build, unet
 from torch.utils.data import Subset
 
-from vdm_diffusers import VDM, LearnedMonotoneSchedule, VDMUNet2DModel, evaluate
+from vdm_diffusers import VDM, LearnedMonotoneSchedule, VDMPipeline, VDMUNet2DModel, evaluate
 from vdm_diffusers.data import load_digits, load_images
 from vdm_diffusers.ddpm_bound import DDPM, ddpm_bound
 from vdm_diffusers.hub import evaluation_command
@@ -170,7 +170,7 @@ def test_the_command_of_a_card_uses_as_many_images(tmp_path, streaming, capsys):
     folder = str(folder_of(PIL.Image.effect_noise((8, 8), 60), tmp_path / "images"))
     data = load_image_stream(2, train_data_dir=folder) if streaming else load_images(train_data_dir=folder)
     digits_vdm(num_levels=256).save_pretrained(tmp_path / "model")
-    vdm = VDM.from_pretrained(tmp_path / "model")
+    vdm = VDM.from_pipeline(VDMPipeline.from_pretrained(tmp_path / "model"))
     config = TrainingConfig(train_data_dir=folder, streaming=streaming, max_validation_images=2)
     command = evaluation_command(str(tmp_path / "model"), config, data, {"num_images": 2, "num_repeats": 1})
     evaluate.main(command[3:])
@@ -193,7 +193,7 @@ def test_the_command_of_a_card_prepares_the_images(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert f"5 images of {config.train_data_dir}, {config.preparation}, 1 repeats" in printed
     assert "1 image can't be read and is left out." in printed
-    vdm = VDM.from_pipeline(evaluate.load_pipeline(str(tmp_path / "model")))
+    vdm = VDM.from_pipeline(VDMPipeline.from_pretrained(tmp_path / "model"))
     assert f"| {variational_bound(vdm, data.validation).bits_per_dim:.4f} ±" in printed
 
 

@@ -217,7 +217,7 @@ class VDM(nn.Module):
         """
         if not isinstance(images, Tensor):
             raise TypeError(f"`images` are a {type(images).__name__}, but must be a tensor (B, C, H, W).")
-        if images.ndim < 2 or len(images) == 0:
+        if images.ndim == 0 or len(images) == 0:
             raise ValueError(f"`images` have the shape {tuple(images.shape)}, but must be (B, C, H, W), with at least one.")
         if images.is_floating_point() and self.unit is NATS_PER_DIM:
             return images.to(self._dtype)
