@@ -184,6 +184,10 @@ def test_images_that_change_after_the_check_are_named(tmp_path, number, num_work
 def test_unknown_data_sets_are_named(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="`--train_data_dir` .*nowhere.* is no folder"):
         load_images(train_data_dir=str(tmp_path / "nowhere"))
+    with pytest.raises(ValueError, match="`--train_data_dir` '' is no folder"):
+        load_images(train_data_dir="")
+    with pytest.raises(ValueError, match="`--dataset_name` is empty"):
+        load_images(dataset_name="")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="`--train_data_dir` .*empty.* could not be loaded"):
         load_images(train_data_dir=str(tmp_path / "empty"))
@@ -347,5 +351,7 @@ def test_images_of_any_size_and_mode_are_prepared_where_that_is_asked_for(tmp_pa
     preparation = Preparation(resize=4, center_crop=True, convert="RGB")
     data = load_images(train_data_dir=folder, preparation=preparation)
     assert (data.shape, data.num_levels, data.preparation) == ((3, 4, 4), 256, preparation)
+    with pytest.raises(ValueError, match="`--resize` is 100000, but must be at least 1 and at most 8,192"):
+        Preparation(resize=100_000)
     with pytest.raises(ValueError, match="`--resize` is 4, but the embedded digits have no choice of it"):
         load_images(preparation=Preparation(resize=4))

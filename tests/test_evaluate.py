@@ -128,6 +128,7 @@ def test_processes_and_batches_do_not_matter(tmp_path, num_processes, estimator)
         (["--batch_size", "0"], "`--batch_size` is 0"),
         (["--num_timesteps", "10", "0"], "`--num_timesteps` is 0"),
         (["--max_images", "1"], "`--max_images` is 1"),
+        (["--num_repeats", "1000000000000"], "`--num_repeats` is 1000000000000, but must be at most 1,000,000"),
         (["--output_path", "nowhere/result.json"], "There is no folder 'nowhere'"),
         (["--output_path", "."], "'.' is a folder"),
         (["--figure_path", "loss.foo"], "'loss.foo' ends in '.foo', but a plot is written as one of"),

@@ -241,7 +241,9 @@ def load_splits(name: str | None, folder: str | None, config_name: str | None, c
     """The splits of a data set on the Hub or in a folder, by name; `ValueError` if it can't be loaded."""
     from datasets import load_dataset
 
-    if folder is not None and not Path(folder).is_dir():
+    if name == "":
+        raise ValueError("`--dataset_name` is empty: give the name of a data set on the Hub.")
+    if folder is not None and not (folder and Path(folder).is_dir()):
         raise ValueError(f"`--train_data_dir` {folder!r} is no folder: give one of images or parquet files.")
     option, source = ("--dataset_name", name) if folder is None else ("--train_data_dir", folder)
     try:
@@ -254,10 +256,11 @@ def load_splits(name: str | None, folder: str | None, config_name: str | None, c
 
 
 def reason_of(error: BaseException) -> str:
-    """The first line of what is at the bottom of an error."""
+    """The first line of what is at the bottom of an error, as a sentence."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return line if line.endswith((".", "!", "?")) else f"{line}."
 
 
 def _divided(rows):

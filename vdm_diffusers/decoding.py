@@ -39,6 +39,10 @@ RAW_FORMATS = {"PNG", "TIFF", "BMP", "DIB", "PPM", "TGA", "PCX"}
 """Formats whose raw modes tell the depth."""
 
 
+MAX_SIDE = 8192
+"""Of resized images, which are larger than any that are trained on long before they fill the memory."""
+
+
 class UnsuitableImage(ValueError):
     """An image that can be read but not trained on as it is."""
 
@@ -77,8 +81,8 @@ class Preparation:
     convert: str | None = None
 
     def __post_init__(self):
-        if self.resize is not None and self.resize < 1:
-            raise ValueError(f"`--resize` is {self.resize}, but must be at least 1.")
+        if self.resize is not None and not 1 <= self.resize <= MAX_SIDE:
+            raise ValueError(f"`--resize` is {self.resize}, but must be at least 1 and at most {MAX_SIDE:,}.")
         if self.center_crop and self.resize is None:
             raise ValueError("`--center_crop` needs `--resize`, which says how large the square is.")
         if self.convert not in (None, *CONVERSIONS):

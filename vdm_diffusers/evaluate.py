@@ -41,6 +41,7 @@ from .vdm import VDM
 
 COMMAND = "evaluate.py"
 CONTINUOUS = "continuous"
+MAX_DRAWS = 10**6
 ESTIMATORS = ("vlb", "ode", "ddpm")
 OWN_NAMES = {
     "`--train_data_dir`": "`--data_dir`",
@@ -98,6 +99,8 @@ class EvaluationOptions:
         for name, value in at_least_one.items():
             if value < 1:
                 raise ValueError(f"`--{name}` is {value}, but must be at least 1.")
+            if name in ("num_repeats", "num_importance_samples") and value > MAX_DRAWS:
+                raise ValueError(f"`--{name}` is {value}, but must be at most {MAX_DRAWS:,}.")
         if self.max_images is not None and self.max_images < 2:
             raise ValueError(f"`--max_images` is {self.max_images}, but a standard error needs two images.")
         if not 0 < self.tolerance < math.inf:
