@@ -42,9 +42,8 @@ class NoiseSchedule(FullPrecisionModule, ModelMixin, PlainConfigMixin, ABC):
     """Base class of all noise schedules, fixed and learnable.
 
     Gammas are float32 at least, whatever the autocast, the dtype of `t` and the one that the model is moved to or loaded in;
-    float64 times give float64 gammas. A subclass is one of `NOISE_SCHEDULES`, and so can be loaded, by being defined; the
-    arguments of its constructor are its configuration, among them `gamma_min` and `gamma_max` unless it defines these
-    properties.
+    float64 times give float64 gammas. A subclass is one of `NOISE_SCHEDULES`, and so can be loaded, by being defined. The
+    arguments of its constructor are its configuration, `gamma_min` and `gamma_max` among them unless it has such properties.
     """
 
     def __init_subclass__(cls, **kwargs) -> None:
