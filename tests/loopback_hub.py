@@ -63,6 +63,7 @@ class LoopbackHub:
         self.hold: threading.Event | None = None
         self.puts: list[str] = []
         self.received: list[bytes] = []
+        self.taking = threading.Lock()
         handler = type("Handler", (Handler,), {"hub": self})
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
@@ -173,13 +174,14 @@ class Handler(BaseHTTPRequestHandler):
     def put_large_file(self, sha256: str) -> None:
         if self.hub.hold is not None:
             self.hub.hold.wait(timeout=60)
-        limit = self.hub.refuse_uploads_after
-        if limit is not None and len(self.hub.large_files) >= limit:
-            raise HubError(403, "QuotaExceeded")
-        if hashlib.sha256(self.body).hexdigest() != sha256:
-            raise HubError(400, "WrongChecksum")
-        self.hub.large_files[sha256] = self.body
-        self.hub.puts.append(sha256)
+        with self.hub.taking:
+            limit = self.hub.refuse_uploads_after
+            if limit is not None and len(self.hub.large_files) >= limit:
+                raise HubError(403, "QuotaExceeded")
+            if hashlib.sha256(self.body).hexdigest() != sha256:
+                raise HubError(400, "WrongChecksum")
+            self.hub.large_files[sha256] = self.body
+            self.hub.puts.append(sha256)
         self.respond(200, b"")
 
     def commit(self, name: str, revision: str) -> dict:
