@@ -30,7 +30,7 @@ setup(
         "torch>=2.13",
         "diffusers>=0.37",
         "transformers>=4.56",
-        "accelerate>=1.10",
+        "accelerate>=1.12",
         "datasets>=4.0",
         "filelock>=3.20",
         "huggingface-hub>=0.34.4",

@@ -78,4 +78,6 @@ def hub(monkeypatch, tmp_path) -> Iterator[LoopbackHub]:
         constants = {"ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": True, "HF_HUB_OFFLINE": False}
         for name, value in (constants | {"HF_TOKEN_PATH": str(tmp_path / "home" / "token")}).items():
             monkeypatch.setattr(huggingface_hub.constants, name, value)
+        if hasattr(huggingface_hub.utils, "reset_sessions"):  # below 1.0, where a session that was made offline stays so
+            huggingface_hub.utils.reset_sessions()
         yield hub
