@@ -28,7 +28,7 @@ setup(
     python_requires=">=3.11",
     install_requires=[
         "torch>=2.13",
-        "diffusers>=0.37",
+        "diffusers>=0.38",
         "transformers>=4.56",
         "accelerate>=1.12",
         "datasets>=4.0",
@@ -39,7 +39,7 @@ setup(
         "pillow>=11.0",
         "psutil>=6.0",
         "PyYAML>=6.0.2",
-        "safetensors>=0.5.3",
+        "safetensors>=0.8",
         "scipy>=1.14.1",
         "torchdata>=0.11",
         "torchode>=1.0",
