@@ -24,7 +24,7 @@ test-slow: .venv/test
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
 
 fuzz: .venv/test
-	$(TEST_ENV) $(BIN)/python -m tests.fuzz
+	$(TEST_ENV) $(BIN)/python tests/support/fuzz.py
 
 style: .venv/dev
 	$(BIN)/ruff check --fix .

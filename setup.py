@@ -23,7 +23,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],
-    packages=find_packages(include=["vdm_diffusers"]),
+    packages=find_packages(include=["vdm_diffusers", "vdm_diffusers.*"]),
     package_data={"vdm_diffusers": ["py.typed"]},
     python_requires=">=3.11",
     install_requires=[

@@ -24,10 +24,10 @@ from torch.nn.functional import mse_loss, softplus
 from torch.utils.data import DataLoader
 
 from vdm_diffusers import VDM, LearnedMonotoneSchedule, VDMScheduler, VDMUNet2DModel
-from vdm_diffusers.checkpoints import save_checkpoint
 from vdm_diffusers.data import ImageDataset, load_images
-from vdm_diffusers.ddpm_bound import DDPM, ddpm_bound
 from vdm_diffusers.likelihood import variational_bound
+from vdm_diffusers.likelihood.ddpm_bound import DDPM, ddpm_bound
+from vdm_diffusers.training.checkpoints.folders import save_checkpoint
 
 
 RESOLUTION = 32

@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import huggingface_hub
 import pytest
@@ -11,8 +10,9 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from cases import PREDICTION_TYPES, SCHEDULES
 from hypothesis import settings
 from loopback_hub import LoopbackHub
+from paths import ROOT
 
-import train_vdm
+from vdm_diffusers import train as train_command
 from vdm_diffusers.noise_schedules import NoiseSchedule
 
 
@@ -62,7 +62,7 @@ def train(monkeypatch, tmp_path):
         options = TINY | {"output_dir": tmp_path / "out"} | options
         flags = [part for name, value in options.items() for part in (f"--{name}", *str(value).split())]
         monkeypatch.setattr(sys, "argv", ["train_vdm.py", *flags, *arguments])
-        train_vdm.main()
+        train_command.main()
 
     return run
 
@@ -72,7 +72,7 @@ def hub(monkeypatch, tmp_path) -> Iterator[LoopbackHub]:
     """This process, and those it starts, know this Hub alone, with an empty cache and no token."""
     with LoopbackHub() as hub:
         environment = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "*"}
-        for name, value in (environment | {"HF_HUB_OFFLINE": "0", "PYTHONPATH": str(Path(__file__).parents[1])}).items():
+        for name, value in (environment | {"HF_HUB_OFFLINE": "0", "PYTHONPATH": str(ROOT)}).items():
             monkeypatch.setenv(name, value)
         monkeypatch.delenv("HF_TOKEN", raising=False)
         constants = {"ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": True, "HF_HUB_OFFLINE": False}

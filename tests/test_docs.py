@@ -2,19 +2,16 @@
 
 import dataclasses
 import re
-from pathlib import Path
 
 import pytest
 import torch
+from paths import ROOT
 from sklearn.datasets import load_digits
 
 from vdm_diffusers import VDM, LearnedMonotoneSchedule, VDMUNet2DModel
 from vdm_diffusers.gaussian import PREDICTIONS
-from vdm_diffusers.health import check_schedule
-from vdm_diffusers.training_config import DIGITS, TrainingConfig
-
-
-ROOT = Path(__file__).parents[1]
+from vdm_diffusers.training.config import DIGITS, TrainingConfig
+from vdm_diffusers.training.health import check_schedule
 
 
 @pytest.fixture

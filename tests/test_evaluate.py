@@ -21,12 +21,12 @@ from torch.utils.data import Subset
 
 from vdm_diffusers import VDM, LearnedMonotoneSchedule, VDMPipeline, VDMUNet2DModel, evaluate
 from vdm_diffusers.data import load_digits, load_images
-from vdm_diffusers.ddpm_bound import DDPM, ddpm_bound
-from vdm_diffusers.hub import evaluation_command
+from vdm_diffusers.data.streaming import load_image_stream
 from vdm_diffusers.likelihood import variational_bound
-from vdm_diffusers.ode_likelihood import ode_likelihood
-from vdm_diffusers.streaming import load_image_stream
-from vdm_diffusers.training_config import TrainingConfig
+from vdm_diffusers.likelihood.ddpm_bound import DDPM, ddpm_bound
+from vdm_diffusers.likelihood.ode_likelihood import ode_likelihood
+from vdm_diffusers.training.config import TrainingConfig
+from vdm_diffusers.training.hub import evaluation_command
 
 
 def digits_vdm(num_class_embeds: int | None = None, **kwargs) -> VDM:

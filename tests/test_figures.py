@@ -6,7 +6,7 @@ import pytest
 
 from vdm_diffusers import VDM, LinearSchedule, VDMUNet2DModel
 from vdm_diffusers.figures import save_labelled_grid, to_picture
-from vdm_diffusers.sample_grids import sample_labels, save_samples
+from vdm_diffusers.training.sample_grids import sample_labels, save_samples
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4, 5, 13])

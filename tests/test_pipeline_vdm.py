@@ -23,7 +23,7 @@ from diffusers import (
 from tiny_pipelines import unet
 
 from vdm_diffusers import VDM, LearnedMonotoneSchedule, VDMPipeline, VDMScheduler, VDMUNet2DModel
-from vdm_diffusers.scheduler_checks import check_scheduler
+from vdm_diffusers.scheduling.identity import check_scheduler
 
 
 def tiny_pipeline(**kwargs) -> VDMPipeline:

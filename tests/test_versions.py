@@ -2,7 +2,6 @@
 
 import runpy
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
 
@@ -10,9 +9,9 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
+from paths import ROOT
 
 
-ROOT = Path(__file__).parents[1]
 NOT_IN_TEST_LOWEST = {"dev", "docs", "deepspeed", "fid"}
 
 

@@ -9,7 +9,7 @@ import torch
 from diffusers import AutoModel, ModelMixin
 from torch import Tensor
 
-from .foreign_models import check_model, reason_of
+from .guards.foreign_models import check_model, reason_of
 from .precision import compute_dtype
 
 

@@ -18,7 +18,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
-from .secrecy import redacted
+from .guards.secrecy import redacted
 
 
 MAX_FILE_BYTES = 1 << 18

@@ -24,18 +24,20 @@ from diffusers import DiffusionPipeline
 from torch.utils.data import Subset
 
 from . import command_line
-from .checking import describe_unreadable
 from .command_line import check_file_to_write, exit_with_message, option, without_traceback
-from .data import ImageData, load_images
-from .ddpm_bound import DDPM, VARIANCE_TYPES, ddpm_bound
-from .decoding import CONVERSIONS, Preparation
-from .dequantization import DEQUANTIZATIONS
+from .data.checking import describe_unreadable
+from .data.decoding import CONVERSIONS, Preparation
+from .data.images import ImageData, load_images
+from .data.matching import check_images
 from .figures import check_figure_path, save_loss_profiles
-from .foreign_models import check_denoiser, check_pipeline, refused_as
-from .likelihood import variational_bound
-from .ode_likelihood import TRACES, ode_likelihood
-from .pixel_space import check_images, check_pixel_space
-from .secrecy import guarded_output
+from .guards.foreign_models import check_denoiser, check_pipeline, refused_as
+from .guards.secrecy import guarded_output
+from .likelihood.bound import variational_bound
+from .likelihood.ddpm_bound import DDPM, VARIANCE_TYPES, ddpm_bound
+from .likelihood.ode_likelihood import ode_likelihood
+from .pixel_space import check_pixel_space
+from .probability_flow.dequantization import DEQUANTIZATIONS
+from .probability_flow.likelihood import TRACES
 from .vdm import VDM
 
 

@@ -20,9 +20,9 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from .arguments import Within, checked
-from .loading import loading
-from .plain_config import PlainConfigMixin
+from .guards.arguments import Within, checked
+from .guards.loading import loading
+from .guards.plain_config import PlainConfigMixin
 from .precision import FullPrecisionModule, at_least_float32, highest_precision, in_full_precision, is_half
 
 

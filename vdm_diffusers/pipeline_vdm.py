@@ -13,19 +13,20 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineO
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
-from . import gaussian, scheduler_checks
-from .arguments import Within, check_argument, checked
+from . import gaussian
 from .autoencoders import decode
 from .class_names import Labels, check_class_names, find_label, labels_by_name
-from .conditions import check_denoiser, num_classes
-from .data import image_format, image_to_tensor
-from .finiteness import Trace, check_images
-from .ode_likelihood import log_likelihood
+from .conditioning import check_denoiser, num_classes
+from .guards.arguments import Within, check_argument, checked
+from .guards.finiteness import Trace, check_images
+from .guards.plain_config import PlainConfigMixin
+from .pictures import image_format, image_to_tensor
 from .pixel_space import check_pixel_space
-from .plain_config import PlainConfigMixin
 from .precision import compute_dtype
-from .probability_flow import integrate
-from .scheduler_checks import check_description, check_scheduler
+from .probability_flow.likelihood import log_likelihood
+from .probability_flow.ode import integrate
+from .scheduling import identity as scheduler_checks
+from .scheduling.identity import check_description, check_scheduler
 from .scheduling_vdm import VDMScheduler
 from .vdm import VDM, evaluating
 

@@ -13,13 +13,13 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from . import gaussian
-from .beta_chains import CHAIN_OPTIONS, betas_of, chain_betas, chain_gammas
+from .guards.plain_config import PlainConfigMixin
 from .noise_schedules import MAX_LENGTH, NoiseSchedule, TableSchedule, as_vector
-from .plain_config import PlainConfigMixin
-from .reverse_steps import is_learned
-from .scheduler_options import check_options, complete, is_number, is_whole
+from .scheduling.beta_chains import CHAIN_OPTIONS, betas_of, chain_betas, chain_gammas
+from .scheduling.options import check_options, complete, is_number, is_whole
+from .scheduling.reverse_steps import is_learned
+from .scheduling.visits import ChainVisits, ScheduleVisits, Visit, Visits
 from .timestep_maps import AffineTimesteps, ChainTimesteps
-from .visits import ChainVisits, ScheduleVisits, Visit, Visits
 
 
 @dataclass

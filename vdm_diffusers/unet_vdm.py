@@ -11,9 +11,9 @@ from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention, silu
 
-from .arguments import Within, checked
-from .loading import loading
-from .plain_config import PlainConfigMixin
+from .guards.arguments import Within, checked
+from .guards.loading import loading
+from .guards.plain_config import PlainConfigMixin
 from .precision import at_least_float32
 
 

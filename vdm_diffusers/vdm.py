@@ -8,19 +8,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
+import diffusers
 import torch
 from diffusers import ModelMixin
 from torch import Tensor, nn
 
 from . import gaussian
-from .arguments import Within, checked
 from .autoencoders import encode, scale_to_unit
 from .class_names import in_order
-from .conditions import check_class_labels, check_denoiser, num_classes
-from .loading import loading
+from .conditioning import check_class_labels, check_denoiser, num_classes
+from .guards.arguments import Within, checked
+from .guards.loading import loading
 from .noise_schedules import NoiseSchedule, TableSchedule
 from .precision import compute_dtype
-from .scheduler_checks import check_scheduler
+from .scheduling.identity import check_scheduler
 from .scheduling_vdm import VDMScheduler
 from .timestep_maps import AffineTimesteps, TimestepMap
 from .units import BITS_PER_DIM, NATS_PER_DIM, Unit
@@ -376,10 +377,8 @@ class VDM(nn.Module):
 
     def to_pipeline(self) -> "VDMPipeline":
         """A pipeline that shares the denoiser and has the present state of the noise schedule."""
-        from .pipeline_vdm import VDMPipeline
-
         id2label = None if self.class_names is None else dict(enumerate(self.class_names))
-        return VDMPipeline(self.unet, self.to_scheduler(), self.vae, num_levels=self.num_levels, id2label=id2label)
+        return diffusers.VDMPipeline(self.unet, self.to_scheduler(), self.vae, num_levels=self.num_levels, id2label=id2label)
 
     @classmethod
     def from_pipeline(
@@ -440,11 +439,9 @@ class VDM(nn.Module):
 
         Raises `OSError` for files that are missing, `ValueError` for files that are not a model's.
         """
-        from .pipeline_vdm import VDMPipeline
-
         source = {"pretrained_model_name_or_path": pretrained_model_name_or_path, "subfolder": "noise_schedule"}
         with loading(f"The model {str(pretrained_model_name_or_path)!r}"):
-            pipeline = VDMPipeline.from_pretrained(pretrained_model_name_or_path, **kwargs)
+            pipeline = diffusers.VDMPipeline.from_pretrained(pretrained_model_name_or_path, **kwargs)
             schedule = (
                 None
                 if _is_a_mere_pipeline(pretrained_model_name_or_path)

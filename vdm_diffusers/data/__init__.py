@@ -1,0 +1,8 @@
+"""Data sets: images from a folder, the Hub or a stream, or latents of them, checked before anything else runs."""
+
+from ..guards.loading import DataError
+from ..pictures import image_format, image_to_tensor
+from .images import ImageData, ImageDataset, load_digits, load_images
+
+
+__all__ = ["DataError", "ImageData", "ImageDataset", "image_format", "image_to_tensor", "load_digits", "load_images"]

@@ -1,0 +1,39 @@
+"""What makes two data sets the same, wherever they are."""
+
+import hashlib
+from collections.abc import Iterator
+
+from torch.utils.data import Dataset, IterableDataset
+
+from .images import ImageData
+
+
+def fingerprint(data: ImageData, num_images: int = 64) -> str:
+    """A hash of the format, the sizes, and `num_images` images spread over each split that is no stream, wherever it is.
+
+    That of latents is one of what they come from: whether they are kept, or on which device they were encoded, doesn't matter.
+    """
+    if data.origin is not None:
+        return hashlib.sha256(data.origin.encode()).hexdigest()
+    digest = hashlib.sha256(repr((data.shape, data.num_levels, data.num_classes)).encode())
+    for split in (data.train, data.validation):
+        if isinstance(split, IterableDataset):
+            continue
+        digest.update(repr(len(split)).encode())
+        for item in _spread(split, num_images):
+            digest.update(item["images"].numpy().tobytes())
+    return digest.hexdigest()
+
+
+def fingerprint_of_labels(data: ImageData, num_images: int = 64) -> str | None:
+    """A hash of the labels of those images, `None` if they have none."""
+    if data.num_classes is None:
+        return None
+    splits = [split for split in (data.train, data.validation) if not isinstance(split, IterableDataset)]
+    labels = [int(item["class_labels"]) for split in splits for item in _spread(split, num_images)]
+    return hashlib.sha256(repr(labels).encode()).hexdigest()
+
+
+def _spread(split: Dataset, num_images: int) -> Iterator[dict]:
+    count = min(num_images, len(split))
+    return (split[index * len(split) // count] for index in range(count))

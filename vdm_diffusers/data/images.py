@@ -1,0 +1,360 @@
+"""Image data sets: a name on the Hub, a folder, or the embedded digits -> integer images, checked before anything else runs."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset
+
+from ..guards.loading import DataError
+from ..pictures import UnsuitableImage
+from .checking import (
+    Format,
+    check_held_out_classes,
+    check_values,
+    common_format,
+    count_classes,
+    describe_format,
+    inspect,
+)
+from .decoding import (
+    AS_STORED,
+    CONVERSIONS,
+    PLAIN_DECODER,
+    Decoder,
+    Preparation,
+)
+
+
+DIGITS_TRAIN_SIZE = 1500
+VALIDATION_SPLITS = ("validation", "valid", "val", "test")
+MIN_HELD_OUT = 2
+"""A standard error needs two images."""
+
+
+class ImageDataset(Dataset):
+    """Rows of images and labels as `{"images": (C, H, W) integers, "class_labels": int}`, the label only if there are any.
+
+    Args:
+        rows: A sequence of mappings, such as a [`datasets.Dataset`].
+        image_column (`str`): Its images, in any form that a [`Decoder`] takes.
+        label_column (`str`, *optional*): Its integer labels.
+        decoder ([`Decoder`]): What reads them.
+        format (`tuple`, *optional*): The shape and number of levels that every image must have.
+
+    An item raises [`DataError`] if its image can't be read, or has another format.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[dict[str, Any]],
+        image_column: str = "image",
+        label_column: str | None = None,
+        decoder: Decoder = PLAIN_DECODER,
+        format: Format | None = None,
+    ):
+        self.rows, self.image_column, self.label_column = rows, image_column, label_column
+        self.decoder, self.format = decoder, format
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor | int]:
+        row = self.rows[index]
+        item = {"images": self._pixels(row[self.image_column], index)}
+        return item if self.label_column is None else item | {"class_labels": row[self.label_column]}
+
+    def _pixels(self, stored: Any, index: int) -> Tensor:
+        path = stored.get("path") if isinstance(stored, dict) else None
+        try:
+            pixels, levels = self.decoder(stored)
+            if self.format not in (None, found := (tuple(pixels.shape), levels)):
+                raise UnsuitableImage(f"It is {describe_format(found)} instead of {describe_format(self.format)}.")
+        except UnsuitableImage as error:
+            raise DataError(f"The image {path or index} is not what it was when it was checked. {error}") from error
+        return pixels
+
+
+@dataclass
+class ImageData:
+    """A training and a validation set of images of one shape.
+
+    Attributes:
+        train, validation (`Dataset`): Their items are `{"images": (C, H, W) integers in [0, num_levels)}`, with
+            `"class_labels"` in `[0, num_classes)` if there are classes. `train` may be an [`ImageStream`].
+        shape (`tuple[int, int, int]`): Channels, height and width.
+        num_levels (`int`): Number of grey levels.
+        num_classes (`int`, *optional*): Number of classes.
+        name (`str`): For messages and the model card.
+        origin (`str`, *optional*): Of latents, which images they were encoded from and by what.
+        class_names (`list[str]`, *optional*): Names of the classes in the order of their labels, where the data have them.
+        preparation ([`Preparation`]): What was done to the images beyond reading them.
+        unreadable (`tuple[str, ...]`): A sentence for every image that was left out because it can't be read.
+    """
+
+    train: Dataset | IterableDataset
+    validation: Dataset
+    shape: tuple[int, int, int]
+    num_levels: int
+    num_classes: int | None
+    name: str
+    origin: str | None = None
+    class_names: list[str] | None = None
+    preparation: Preparation = AS_STORED
+    unreadable: tuple[str, ...] = ()
+
+
+def load_digits(label_column: str | None = None) -> ImageData:
+    """scikit-learn's 1,797 handwritten digits, 8×8 with 17 grey levels, in a fixed random split of 1,500 and 297.
+
+    Their labels come along if `label_column` is `"label"`.
+    """
+    if label_column not in (None, "label"):
+        raise ValueError(f"`--label_column` is {label_column!r}, but that of the digits is 'label'.")
+    from sklearn import datasets
+
+    digits = datasets.load_digits()
+    order = np.random.RandomState(0).permutation(len(digits.images))
+    rows = [{"image": digits.images[i].astype(np.uint8), "label": int(digits.target[i])} for i in order]
+    return ImageData(
+        train=ImageDataset(rows[:DIGITS_TRAIN_SIZE], "image", label_column),
+        validation=ImageDataset(rows[DIGITS_TRAIN_SIZE:], "image", label_column),
+        shape=(1, 8, 8),
+        num_levels=17,
+        num_classes=None if label_column is None else 10,
+        name="digits",
+        class_names=None if label_column is None else [str(digit) for digit in digits.target_names],
+    )
+
+
+def load_images(
+    dataset_name: str | None = None,
+    train_data_dir: str | None = None,
+    dataset_config_name: str | None = None,
+    cache_dir: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    validation_split: str | None = None,
+    resolution: int | None = None,
+    num_channels: int | None = None,
+    num_levels: int | None = None,
+    preparation: Preparation = AS_STORED,
+    skip_unreadable_images: bool = False,
+    num_workers: int = 0,
+    check_train: bool = True,
+) -> ImageData:
+    """
+    Load images from the Hub or from a folder and check every one of them; without either, the embedded digits.
+
+    Images are resized and converted only where a `preparation` asks for it: a bound in bits per dimension is one of the data as
+    they are.
+
+    Args:
+        dataset_name (`str`, *optional*): A data set on the Hub.
+        train_data_dir (`str`, *optional*): A folder of images or of parquet files, as [`datasets.load_dataset`] takes it.
+        dataset_config_name (`str`, *optional*): Its configuration.
+        cache_dir (`str`, *optional*): Where [`datasets`] keeps it.
+        image_column (`str`, *optional*): Name of the column of images. Defaults to the only one, or to `"image"`.
+        label_column (`str`, *optional*): Name of a column of class labels.
+        validation_split (`str`, *optional*):
+            Defaults to `validation` or `test`; where there is neither, a twentieth of the training images, two at least, are
+            held out.
+        resolution, num_channels, num_levels (`int`, *optional*): What the images must have; taken from them by default.
+        preparation ([`Preparation`]): What is done to image files beyond reading them.
+        skip_unreadable_images (`bool`): Whether images that can't be read are left out, and listed as `unreadable`.
+        num_workers (`int`): Processes that check the images; 0 is this one.
+        check_train (`bool`): Whether the training images are checked where there is a held-out split of its own.
+
+    Raises:
+        `ValueError`: that names the option and the remedy, for anything missing, contradictory or unsuitable.
+    """
+    if dataset_name is not None and train_data_dir is not None:
+        raise ValueError("`--dataset_name` and `--train_data_dir` are both given: choose one.")
+    if dataset_name is None and train_data_dir is None:
+        choices = {
+            "dataset_config_name": dataset_config_name,
+            "image_column": image_column,
+            "validation_split": validation_split,
+            "resize": preparation.resize,
+            "convert": preparation.convert,
+        }
+        for option, value in choices.items():
+            if value is not None:
+                raise ValueError(f"`--{option}` is {value!r}, but the embedded digits have no choice of it: leave it out.")
+        data = load_digits(label_column)
+        check_shape(data.shape, resolution, num_channels)
+        if num_levels not in (None, data.num_levels):
+            raise ValueError(f"`--num_levels` is {num_levels}, but that of the digits is {data.num_levels}.")
+        return data
+
+    splits = load_splits(dataset_name, train_data_dir, dataset_config_name, cache_dir)
+    held_out = held_out_split(splits, validation_split)
+    features = splits["train"].features
+    image_column = find_image_column(features, image_column, label_column)
+    decoder = decoder_of(features[image_column], preparation)
+    columns = [image_column] if label_column is None else [image_column, label_column]
+    rows = {name: undecoded(splits[name].select_columns(columns), image_column) for name in ("train", held_out) if name}
+    inspections = [
+        inspect(rows[name], name, image_column, decoder, num_workers, skip_unreadable_images)
+        for name in rows
+        if check_train or name == held_out or held_out is None
+    ]
+    shape, levels = common_format(inspections)
+    check_shape(shape, resolution, num_channels)
+    check_type(levels, num_levels)
+    check_values(inspections, levels, num_levels)
+    rows |= {inspection.name: inspection.rows for inspection in inspections}
+    train, validation = (rows["train"], rows[held_out]) if held_out else _divided(rows["train"])
+    check_number(validation, held_out)
+    num_classes = None if label_column is None else count_classes(inspections, label_column)
+    if label_column is not None and len(inspections) == 2:
+        check_held_out_classes(*inspections, label_column)
+    return ImageData(
+        train=ImageDataset(train, image_column, label_column, decoder, (shape, levels) if check_train else None),
+        validation=ImageDataset(validation, image_column, label_column, decoder, (shape, levels)),
+        shape=shape,
+        num_levels=num_levels or levels,
+        num_classes=num_classes,
+        name=dataset_name or train_data_dir,
+        class_names=names_of_classes(features, label_column),
+        preparation=preparation,
+        unreadable=tuple(sentence for inspection in inspections for sentence in inspection.unreadable),
+    )
+
+
+def load_splits(name: str | None, folder: str | None, config_name: str | None, cache_dir: str | None, streaming: bool = False):
+    """The splits of a data set on the Hub or in a folder, by name; `ValueError` if it can't be loaded."""
+    from datasets import load_dataset
+
+    if name == "":
+        raise ValueError("`--dataset_name` is empty: give the name of a data set on the Hub.")
+    if folder is not None and not (folder and Path(folder).is_dir()):
+        raise ValueError(f"`--train_data_dir` {folder!r} is no folder: give one of images or parquet files.")
+    option, source = ("--dataset_name", name) if folder is None else ("--train_data_dir", folder)
+    try:
+        return load_dataset(source, config_name, cache_dir=cache_dir, streaming=streaming)
+    except Exception as error:
+        raise ValueError(
+            f"`{option}` {source!r} could not be loaded: {reason_of(error)} Give the name of a data set on the Hub as"
+            " `--dataset_name`, or a folder of images or parquet files as `--train_data_dir`."
+        ) from error
+
+
+def reason_of(error: BaseException) -> str:
+    """The first line of what is at the bottom of an error, as a sentence."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return line if line.endswith((".", "!", "?")) else f"{line}."
+
+
+def _divided(rows):
+    """Rows to train on, and a twentieth that is held out."""
+    if len(rows) <= MIN_HELD_OUT:
+        raise ValueError(
+            f"The data set has {len(rows)} images, but at least {MIN_HELD_OUT + 1} are needed, of which {MIN_HELD_OUT} are held"
+            " out, for a standard error needs two."
+        )
+    halves = rows.train_test_split(test_size=max(MIN_HELD_OUT, math.ceil(0.05 * len(rows))), seed=0)
+    return halves["train"], halves["test"]
+
+
+def check_number(validation, split: str | None) -> None:
+    """Raise `ValueError` if there are too few held-out images."""
+    if len(validation) < MIN_HELD_OUT:
+        raise ValueError(
+            f"The held-out split {split!r} has {len(validation)} images, but a standard error needs {MIN_HELD_OUT}: name"
+            " another one by `--validation_split`, or add to it."
+        )
+
+
+def held_out_split(splits, validation_split: str | None) -> str | None:
+    """The name of the held-out split, `None` if there is none; `ValueError` without a split `train` or the one asked for."""
+    if "train" not in splits:
+        raise ValueError(f"The data set has no split 'train', only {', '.join(map(repr, splits))}.")
+    if validation_split not in (None, *splits):
+        raise ValueError(f"`--validation_split` is {validation_split!r}, but the splits are {', '.join(map(repr, splits))}.")
+    return validation_split or next((name for name in VALIDATION_SPLITS if name in splits), None)
+
+
+def find_image_column(features, image_column: str | None, label_column: str | None) -> str:
+    """`image_column`, or the only column of images; `ValueError` if there is none of that name or of the `label_column`'s."""
+    from datasets import Image
+
+    columns = [name for name, feature in features.items() if isinstance(feature, Image)]
+    image_column = image_column or (columns[0] if len(columns) == 1 else "image")
+    for option, column in (("image_column", image_column), ("label_column", label_column)):
+        if column not in (None, *features):
+            raise ValueError(f"`--{option}` is {column!r}, but the columns are {', '.join(map(repr, features))}.")
+    if label_column == image_column:
+        raise ValueError(f"`--label_column` is {label_column!r}, which is the column of images: name that of the labels.")
+    return image_column
+
+
+def undecoded(rows, image_column: str):
+    """The rows with the files of their images as they are stored; what is no file stays what it is."""
+    from datasets import Image
+
+    is_file = isinstance(rows.features[image_column], Image)
+    return rows.cast_column(image_column, Image(decode=False)) if is_file else rows
+
+
+def decoder_of(feature, preparation: Preparation) -> Decoder:
+    """What reads the images of a column, in the mode or of the type that it declares."""
+    from datasets import Image
+
+    if isinstance(feature, Image) and feature.mode is not None and preparation.convert is None:
+        if feature.mode not in CONVERSIONS:
+            raise ValueError(f"The column of images declares PIL mode {feature.mode!r}: choose another by `--convert`.")
+        preparation = replace(preparation, convert=feature.mode)
+    dtype = getattr(_innermost(feature), "dtype", None)
+    return Decoder(preparation, dtype if dtype in INTEGERS else None)
+
+
+def _innermost(feature):
+    """What nested lists hold."""
+    while inner := feature[0] if isinstance(feature, list) else getattr(feature, "feature", None):
+        feature = inner
+    return feature
+
+
+INTEGERS = {"bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))}
+
+
+def check_shape(shape: tuple[int, int, int], resolution: int | None, num_channels: int | None) -> None:
+    """Raise `ValueError` if the shape isn't the one asked for, or looks like one with the channels first."""
+    channels, height, width = shape
+    if height <= MAX_COLOURS and channels >= MIN_SIDE and num_channels != channels:
+        raise ValueError(
+            f"The images are arrays ({height}, {width}, {channels}), which looks like (C, H, W): store them as (H, W, C), or"
+            f" confirm by `--num_channels {channels}` that they are."
+        )
+    if resolution is not None and (height, width) != (resolution, resolution):
+        raise ValueError(
+            f"`--resolution` is {resolution}, but the images are {height}×{width}: leave it out, or make them another data set"
+            f" by `--resize {resolution} --center_crop`."
+        )
+    if num_channels not in (None, channels):
+        raise ValueError(f"`--num_channels` is {num_channels}, but the images have {channels}: leave it out.")
+
+
+MAX_COLOURS, MIN_SIDE = 4, 8
+"""Arrays with no more rows than colours, and at least so many channels as a picture has columns, have their channels first."""
+
+
+def check_type(levels: int | None, num_levels: int | None) -> None:
+    """Raise `ValueError` unless a type of images that holds so many levels holds `num_levels`."""
+    if num_levels is not None and levels is not None and num_levels > levels:
+        raise ValueError(
+            f"`--num_levels` is {num_levels}, but the images are of a type that holds {levels}: images of fewer levels are"
+            " other data, with another likelihood."
+        )
+
+
+def names_of_classes(features, label_column: str | None) -> list[str] | None:
+    """Those that a column of `ClassLabel`s has, as the column `label` of a folder does; `None` for plain integers."""
+    return None if label_column is None else getattr(features[label_column], "names", None)

@@ -1,0 +1,80 @@
+"""Something of every image of a data set, computed in batches by one process or by several."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Subset
+from tqdm.auto import tqdm
+
+from ..guards.loading import DataError
+from ..randomness import counted_generator
+
+
+Function = Callable[[Tensor, Tensor | None, Tensor], Tensor]
+"""`function(images, class_labels, indices)` of a batch `(B, C, H, W)`, its labels if there are any, and its indices `(B,)` in
+the data set, to a tensor `(B, ...)`."""
+
+
+def for_each_image(
+    function: Function,
+    dataset: Dataset,
+    batch_size: int,
+    device: str | torch.device = "cpu",
+    processes: PartialState | None = None,
+    description: str | None = None,
+) -> Tensor:
+    """
+    The results of a function for all images, `(N, ...)` in float64 on the CPU, in the order of the data set.
+
+    Args:
+        function (`Callable`): See `Function`.
+        dataset (`Dataset`): Items as [`ImageDataset`] has them.
+        batch_size (`int`): Images a call.
+        device (`str` or `torch.device`, defaults to `"cpu"`): Where the function gets them.
+        processes (`PartialState`, *optional*):
+            Those that share the work, each of which has to call this and gets all results. They meet only at its end, so it
+            does not matter if some take longer. Defaults to this one alone.
+        description (`str`, *optional*): For a progress bar of the main process; by default there is none.
+
+    Raises:
+        [`DataError`]: on all processes, if one of them can't read an image.
+    """
+    indices, failures = list(range(len(dataset))), []
+    with nullcontext(indices) if processes is None else processes.split_between_processes(indices) as own:
+        try:
+            results = _results(function, dataset, own, batch_size, device, _progress_bar(len(own), processes, description))
+        except DataError as error:
+            results, failures = [], [str(error)]
+    if processes is not None:
+        results, failures = gather_object(results), gather_object(failures)
+    if failures:
+        raise DataError(failures[0])
+    return torch.cat(results)
+
+
+def _results(
+    function: Function, dataset: Dataset, indices: list[int], batch_size: int, device: str | torch.device, progress: tqdm
+) -> list[Tensor]:
+    results, start = [], 0
+    for batch in DataLoader(Subset(dataset, indices), batch_size, generator=torch.Generator()):  # not the global generator
+        images, labels = batch["images"].to(device), batch.get("class_labels")
+        rows = torch.tensor(indices[start : start + len(images)])
+        results.append(function(images, None if labels is None else labels.to(device), rows).cpu().double())
+        start += len(images)
+        progress.update(len(images))
+    progress.close()
+    return results
+
+
+def _progress_bar(total: int, processes: PartialState | None, description: str | None) -> tqdm:
+    hidden = description is None or not (processes is None or processes.is_main_process)
+    return tqdm(total=total, desc=description, unit="image", disable=hidden)
+
+
+def generators(seed: int, indices: Tensor) -> list[torch.Generator]:
+    """One of each image, on the CPU: what is drawn for it depends on `seed` and its index alone, not on batch or process."""
+    return [counted_generator(seed, index) for index in indices.tolist()]

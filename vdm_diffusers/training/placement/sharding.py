@@ -1,0 +1,193 @@
+"""Where the model is while it trains: whole on every process, or, by FSDP, a shard of each parameter on each of them."""
+
+import copy
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from diffusers.training_utils import EMAModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, StateDictType
+from torch.distributed.tensor import DTensor
+from torch.utils.data import DataLoader
+
+from ...data.streaming import StreamLoader
+from ...vdm import VDM
+from ..checkpoints.earlier import read_average
+from ..checkpoints.files import AVERAGE, MODEL, OPTIMIZER, SHARDED_AVERAGE, SHARDED_MODEL, SHARDED_OPTIMIZER
+from ..config import TrainingConfig
+from .shards import load_shards, save_shards
+
+
+SHARDS = StateDictOptions(cpu_offload=True)
+
+
+class Replicated:
+    """Every process holds the model, be it the only one or one of those that average their gradients (DDP)."""
+
+    def __init__(self, accelerator: Accelerator, vdm: VDM, config: TrainingConfig):
+        self.accelerator, self.vdm, self.config = accelerator, vdm, config
+
+    def prepare(self, optimizer: torch.optim.Optimizer, loader: DataLoader | StreamLoader) -> tuple:
+        """What [`~accelerate.Accelerator.prepare`] makes of the model and these two."""
+        self.model, self.optimizer, loader = self.accelerator.prepare(self.vdm, optimizer, loader)
+        return self.model, self.optimizer, loader
+
+    def moving_average(self, **kwargs) -> EMAModel:
+        """Of the model's parameters; `kwargs` are those of [`~diffusers.training_utils.EMAModel`]."""
+        self.average = EMAModel(self.vdm.parameters(), foreach=True, **kwargs)
+        return self.average
+
+    def save(self, folder: Path) -> None:
+        """Write weights, the optimiser's state and the average into a folder; call it on all processes."""
+        if self.accelerator.is_main_process:
+            self._save_weights(folder)
+            torch.save(self.optimizer.state_dict(), folder / OPTIMIZER)
+
+    def load(self, folder: Path) -> None:
+        """Read them, running nothing that the folder holds; call it on all processes."""
+        self._load_weights(folder)
+        self.optimizer.load_state_dict(torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True))
+
+    def _save_weights(self, folder: Path) -> None:
+        """Of the model and of the average."""
+        names = [name for name, _ in self.vdm.named_parameters()]
+        for file, weights in ((MODEL, self.vdm.state_dict()), (AVERAGE, dict(zip(names, self.average.shadow_params)))):
+            save_file({name: value.to("cpu", copy=True).contiguous() for name, value in weights.items()}, folder / file)
+
+    def _load_weights(self, folder: Path) -> None:
+        self.vdm.load_state_dict(load_file(folder / MODEL))
+        names = [name for name, _ in self.vdm.named_parameters()]
+        is_earlier = not (folder / AVERAGE).exists()
+        averages = dict(zip(names, read_average(folder), strict=True)) if is_earlier else load_file(folder / AVERAGE)
+        for name, shadow in zip(names, self.average.shadow_params):
+            shadow.copy_(averages[name])
+
+    def clip_gradients(self) -> Tensor:
+        """Clip those of the denoiser together and return their norm before."""
+        return self.accelerator.clip_grad_norm_(self.vdm.unet.parameters(), self.config.max_grad_norm)
+
+    def whole_model(self) -> VDM:
+        """The model with its present weights, for this process alone to call as it likes."""
+        return self.vdm
+
+
+class Sharded(Replicated):
+    """
+    Each process holds a shard of the denoiser's every parameter, gradient, average and optimiser's state (FSDP, version 2).
+
+    The noise schedule stays whole, since its end points are single numbers, which can't be divided: its few gradients are
+    averaged here. Parameters, gradients and what is sent of them are float32; with mixed precision the model computes under
+    autocast, as it does when it isn't sharded.
+    """
+
+    def __init__(self, accelerator: Accelerator, vdm: VDM, config: TrainingConfig):
+        super().__init__(accelerator, vdm, config)
+        self.template = _copy(vdm)
+
+    def prepare(self, optimizer: torch.optim.Optimizer, loader: DataLoader | StreamLoader) -> tuple:
+        plugin = self.accelerator.state.fsdp_plugin
+        plugin.ignored_modules = "noise_schedule"
+        plugin.cpu_ram_efficient_loading = False  # every process has made the model itself
+        plugin.mixed_precision_policy = MixedPrecisionPolicy(cast_forward_inputs=False)  # times are not rounded to bfloat16
+        prepared = super().prepare(optimizer, loader)
+        self.vdm.forward = self.accelerator.autocast()(self.vdm.forward)
+        return prepared
+
+    def moving_average(self, **kwargs) -> EMAModel:
+        self.average = ShardedAverage(self.vdm, foreach=True, **kwargs)
+        return self.average
+
+    def save(self, folder: Path) -> None:
+        save_shards({"model": get_model_state_dict(self.model, options=SHARDS)}, folder / SHARDED_MODEL)
+        state = get_optimizer_state_dict(self.model, self.optimizer, options=SHARDS)
+        save_shards({"optimizer": state}, folder / SHARDED_OPTIMIZER)
+        save_shards(self.average.by_name(), folder / SHARDED_AVERAGE)
+
+    def load(self, folder: Path) -> None:
+        model = {"model": get_model_state_dict(self.model, options=SHARDS)}
+        load_shards(model, folder / SHARDED_MODEL)
+        set_model_state_dict(self.model, model["model"], options=SHARDS)
+        optimizer = {"optimizer": get_optimizer_state_dict(self.model, self.optimizer, options=SHARDS)}
+        load_shards(optimizer, folder / SHARDED_OPTIMIZER)
+        set_optimizer_state_dict(self.model, self.optimizer, optimizer["optimizer"], options=SHARDS)
+        load_shards(self.average.by_name(), folder / SHARDED_AVERAGE)
+
+    def clip_gradients(self) -> Tensor:
+        for parameter in self.vdm.noise_schedule.parameters():
+            if parameter.grad is not None:
+                parameter.grad = self.accelerator.reduce(parameter.grad, reduction="mean")
+        norm = super().clip_gradients()
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+    def whole_model(self) -> VDM:
+        vdm = _copy(self.template).to(self.accelerator.device)
+        vdm.load_state_dict(get_model_state_dict(self.vdm, options=StateDictOptions(full_state_dict=True)))
+        return vdm
+
+
+class ShardedAverage(EMAModel):
+    """The moving average of this process's shards of a module's parameters.
+
+    Its `state_dict` is without them, which [`~ShardedAverage.by_name`] has.
+    """
+
+    def __init__(self, module: nn.Module, **kwargs):
+        self.module = module
+        super().__init__(_shards(module.parameters()), **kwargs)
+
+    def step(self, parameters: Iterable[nn.Parameter]) -> None:
+        super().step(_shards(parameters))
+
+    def copy_to(self, parameters: Iterable[nn.Parameter]) -> None:
+        super().copy_to(_shards(parameters))
+
+    def store(self, parameters: Iterable[nn.Parameter]) -> None:
+        super().store(_shards(parameters))
+
+    def restore(self, parameters: Iterable[nn.Parameter]) -> None:
+        super().restore(_shards(parameters))
+
+    def state_dict(self) -> dict:
+        return {name: value for name, value in super().state_dict().items() if name != "shadow_params"}
+
+    def by_name(self) -> dict[str, Tensor]:
+        """The average, sharing its storage, laid out as the parameters are."""
+        parameters = self.module.named_parameters()
+        return {name: _laid_out_as(p, average) for (name, p), average in zip(parameters, self.shadow_params)}
+
+
+def refused_by_fsdp(accelerator: Accelerator) -> dict[str, bool]:
+    """Names of what accelerate may be configured for and [`Sharded`] can't follow, and whether it is."""
+    plugin = accelerator.state.fsdp_plugin
+    return {
+        "fsdp_offload_params": isinstance(plugin.cpu_offload, CPUOffloadPolicy),
+        "fsdp_activation_checkpointing": plugin.activation_checkpointing,
+        "fsdp_state_dict_type FULL_STATE_DICT": plugin.state_dict_type is not StateDictType.SHARDED_STATE_DICT,
+    }
+
+
+def _shards(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
+    """What this process holds of each."""
+    return [parameter.to_local() if isinstance(parameter, DTensor) else parameter for parameter in parameters]
+
+
+def _laid_out_as(parameter: Tensor, shard: Tensor) -> Tensor:
+    if not isinstance(parameter, DTensor):
+        return shard
+    mesh, placements = parameter.device_mesh, parameter.placements
+    return DTensor.from_local(shard, mesh, placements, shape=parameter.shape, stride=parameter.stride())
+
+
+def _copy(vdm: VDM) -> VDM:
+    """A model of its own but for the autoencoder, which is shared."""
+    return copy.deepcopy(vdm, {id(vdm.vae): vdm.vae})

@@ -1,0 +1,162 @@
+"""What a training run will do and need, before it begins."""
+
+import copy
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.data import IterableDataset
+
+from ..data.checking import describe_unreadable
+from ..data.images import ImageData
+from ..vdm import VDM
+from .checkpoints.folders import find_checkpoints
+from .config import TrainingConfig
+from .resuming import describe_run, images_a_step
+
+
+@dataclass
+class Needs:
+    """Bytes that a run takes, and those that there are.
+
+    Attributes:
+        state (`int`): Of memory, on each process: weights, gradients, AdamW's two moments, moving average.
+        activations (`int`): Of memory, on each process: what the denoiser keeps of a batch for its backward pass.
+        checkpoint (`int`): Of disk, for one checkpoint.
+        disk (`int`): Of disk that are free now: checkpoints, one more while it is written, the pipeline.
+        free_disk (`int`): What is free now.
+    """
+
+    state: int
+    activations: int
+    checkpoint: int
+    disk: int
+    free_disk: int
+
+
+def needs_of(config: TrainingConfig, vdm: VDM) -> Needs:
+    """What a run with these options takes, in float32 and without sharding; the activations are the denoiser's."""
+    weights = sum(_num_bytes(tensor) for tensor in vdm.state_dict().values())
+    trained = sum(_num_bytes(parameter) for parameter in vdm.parameters() if parameter.requires_grad)
+    average = sum(_num_bytes(parameter) for parameter in vdm.parameters())
+    checkpoint = weights + 2 * trained + average
+    folder = Path(config.output_dir).absolute()
+    kept = len(find_checkpoints(folder)) if config.resume_from_checkpoint else 0
+    to_come = max(config.checkpoints_total_limit - kept, 0) + 1
+    return Needs(
+        state=weights + 3 * trained + average,
+        activations=activation_bytes(vdm, config.train_batch_size),
+        checkpoint=checkpoint,
+        disk=to_come * checkpoint + weights,
+        free_disk=shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.is_dir())).free,
+    )
+
+
+def steps_an_epoch(run: dict, data: ImageData) -> int:
+    """Whole steps in an epoch of a run as [`describe_run`] gives it; `ValueError` if there is none."""
+    images = images_a_step(run)
+    if len(data.train) < images:
+        options = run["options"]
+        raise ValueError(
+            f"`--train_batch_size` {options['train_batch_size']} on {run['num_processes']} processes, times"
+            f" `--gradient_accumulation_steps` {options['gradient_accumulation_steps']}, takes {images} images a step, but"
+            f" {data.name!r} has {len(data.train)}: lower it."
+        )
+    return len(data.train) // images
+
+
+def check_disk_space(config: TrainingConfig, needs: Needs) -> None:
+    """`ValueError` unless there is room for what the run keeps."""
+    if needs.free_disk < needs.disk:
+        raise ValueError(
+            f"`--output_dir` {config.output_dir!r} is on a disk with {in_units(needs.free_disk)} free, but the run keeps"
+            f" {in_units(needs.disk)} there: a checkpoint takes {in_units(needs.checkpoint)}. Make room, or lower"
+            " `--checkpoints_total_limit`."
+        )
+
+
+def describe_plan(
+    config: TrainingConfig, data: ImageData, vdm: VDM, num_processes: int, device: torch.device, sharded: bool = False
+) -> str:
+    """All of it, in lines for a terminal."""
+    needs = needs_of(config, vdm)
+    state, whose = (needs.state / num_processes, "shards of ") if sharded else (needs.state, "")
+    run = describe_run(config, data, num_processes)
+    channels, height, width = data.shape
+    if isinstance(data.train, IterableDataset):
+        train, epochs = "a stream", ""
+    else:
+        train, epochs = f"{len(data.train):,} images", f", {config.max_train_steps / steps_an_epoch(run, data):,.1f} epochs"
+    levels = f"{data.num_levels} levels" if vdm.vae is None else f"latents of {type(vdm.vae).__name__}"
+    prepared = f", {data.preparation}" if data.preparation else ""
+    left_out = f"; {describe_unreadable(data.unreadable)}" if data.unreadable else ""
+    lines = {
+        "data": f"{data.name}: {train} to train on, {len(data.validation):,} held out; {channels}×{height}×{width},"
+        f" {levels}, {'no' if data.num_classes is None else data.num_classes} classes{prepared}{left_out}",
+        "denoiser": f"{type(vdm.unet).__name__}, {num_parameters(vdm.unet):,} parameters",
+        "noise schedule": f"{type(vdm.noise_schedule).__name__}, {num_parameters(vdm.noise_schedule):,} parameters",
+        "steps": f"{config.max_train_steps:,} of {images_a_step(run):,} images: {num_processes} processes × batch"
+        f" {config.train_batch_size} × {config.gradient_accumulation_steps}{epochs}",
+        "device": f"{device.type}, {config.mixed_precision} mixed precision",
+        "memory": f"{in_units(state)} for {whose}weights, gradients, AdamW and average on each process, and about"
+        f" {in_units(needs.activations)} for activations; {_memory_of(device)}",
+        "disk": f"{in_units(needs.checkpoint)} a checkpoint, {config.checkpoints_total_limit} kept,"
+        f" {in_units(needs.disk)} in all; {in_units(needs.free_disk)} free",
+        "output": f"{config.output_dir}: checkpoints every {config.checkpointing_steps:,} steps, validation every"
+        f" {config.validation_steps:,}",
+        "Hub": f"{config.hub_model_id or Path(config.output_dir).name}, {config.hub_strategy}" if config.push_to_hub else "no",
+    }
+    return "\n".join(f"{name:>14}  {text}" for name, text in lines.items())
+
+
+def num_parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def activation_bytes(vdm: VDM, batch_size: int) -> int:
+    """What autograd keeps of a denoiser's forward pass, in float32, by a pass of one image without numbers."""
+    unet = _without_numbers(vdm.unet).train()
+    parameters = {tensor.untyped_storage()._cdata for tensor in (*unet.parameters(), *unet.buffers())}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in parameters:
+            kept[storage._cdata] = storage.nbytes()
+        return tensor
+
+    config = vdm.unet.config
+    height, width = config.sample_size if isinstance(config.sample_size, (list, tuple)) else [config.sample_size] * 2
+    z_t = torch.zeros(1, config.in_channels, height, width, device="meta")
+    labels = None if config.get("num_class_embeds") is None else torch.zeros(1, dtype=torch.long, device="meta")
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = unet(z_t, torch.zeros(1, device="meta"), class_labels=labels, return_dict=False)[0]
+    del output
+    return batch_size * sum(kept.values())
+
+
+def _without_numbers(module: nn.Module) -> nn.Module:
+    return copy.deepcopy(module).to("meta")
+
+
+def _num_bytes(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _memory_of(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"the device has {in_units(torch.cuda.mem_get_info(device)[1])}"
+    import psutil
+
+    return f"the machine has {in_units(psutil.virtual_memory().total)}"
+
+
+def in_units(num_bytes: float) -> str:
+    """`1536` as `"1.5 KiB"`."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if num_bytes < 1024:
+            return f"{num_bytes:.3g} {unit}"
+        num_bytes /= 1024
+    return f"{num_bytes:.3g} TiB"

@@ -1,0 +1,59 @@
+"""The samples that a training run draws and shows: one grid, of a class-conditional model with a block for every class."""
+
+import math
+import os
+
+import PIL.Image
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from ..class_names import captions
+from ..conditioning import num_classes
+from ..figures import save_image_grid, save_labelled_grid, to_picture
+from ..vdm import VDM
+from .config import TrainingConfig
+
+
+def sample_labels(vdm: VDM, num_samples: int) -> list[int] | None:
+    """The classes of so many samples: all in turn, or as many of them as there are samples, spread evenly."""
+    number = num_classes(vdm.unet)
+    if number is None:
+        return None
+    return [i % number if num_samples >= number else i * number // num_samples for i in range(num_samples)]
+
+
+def draw_samples(accelerator: Accelerator, vdm: VDM, config: TrainingConfig) -> list[PIL.Image.Image]:
+    """`num_samples` pictures, of the classes of [`sample_labels`] if there are any, drawn by all processes, for all of them.
+
+    Image i is drawn from the seed `seed + i`, whatever the number of processes.
+    """
+    pipeline = vdm.to_pipeline()
+    pipeline.set_progress_bar_config(disable=True)
+    labels = sample_labels(vdm, config.num_samples)
+    mine = range(config.num_samples)[accelerator.process_index :: accelerator.num_processes]
+    pictures = []
+    if mine:
+        images = pipeline(
+            len(mine),
+            class_labels=None if labels is None else [labels[i] for i in mine],
+            num_inference_steps=config.num_inference_steps,
+            generator=[torch.Generator().manual_seed(config.seed + i) for i in mine],
+            output_type="np",
+        ).images
+        pictures = [to_picture(image) for image in images]
+    drawn = dict(gather_object(list(zip(mine, pictures))))
+    return [drawn[i] for i in range(config.num_samples)]
+
+
+def save_samples(pictures: list[PIL.Image.Image], vdm: VDM, path: str | os.PathLike) -> None:
+    """Write what [`draw_samples`] drew: as a square grid, or every class under its label and name."""
+    labels = sample_labels(vdm, len(pictures))
+    if labels is None:
+        save_image_grid(pictures, path, columns=math.ceil(math.sqrt(len(pictures))))
+        return
+    names = captions(vdm.class_names, num_classes(vdm.unet))
+    blocks: dict[str, list[PIL.Image.Image]] = {}
+    for label, picture in sorted(zip(labels, pictures), key=lambda pair: pair[0]):
+        blocks.setdefault(names[label], []).append(picture)
+    save_labelled_grid(blocks, path)
