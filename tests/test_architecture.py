@@ -14,7 +14,7 @@ PACKAGE = Path(vdm_diffusers.__file__).parent
 ORDER = (
     "precision", "units", "randomness", "gaussian", "weightings", "timestep_maps", "guards", "pictures", "command_line",
     "noise_schedules",
-    "unet_vdm", "autoencoders", "class_names", "conditioning",
+    "unet_vdm", "autoencoders", "denoisers", "class_names", "conditioning",
     "scheduling", "scheduling_vdm", "vdm", "pixel_space", "probability_flow", "pipeline_vdm",
     "figures", "likelihood", "data", "training",
     "convert", "feature_distances", "fid", "evaluate", "train",

@@ -1,20 +1,7 @@
 """What a denoiser is told beside its noise level: nothing or a class, of which the last means none."""
 
-import inspect
-
 import torch
 from torch import Tensor, nn
-
-
-def check_denoiser(unet: nn.Module) -> None:
-    """Raise `ValueError` for a denoiser that can't be called as `unet(sample, timestep)`, such as one of texts."""
-    parameters = list(inspect.signature(unet.forward).parameters.values())[2:]
-    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    needed = [f"`{p.name}`" for p in parameters if p.kind in kinds and p.default is p.empty]
-    if needed:
-        raise ValueError(
-            f"{type(unet).__name__} needs {', '.join(needed)}, but a denoiser here is told a timestep and, at most, a class."
-        )
 
 
 def num_classes(denoiser: nn.Module) -> int | None:

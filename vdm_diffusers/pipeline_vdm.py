@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from . import gaussian
 from .autoencoders import decode
 from .class_names import Labels, check_class_names, find_label, labels_by_name
-from .conditioning import check_denoiser, num_classes
+from .conditioning import num_classes
+from .denoisers import check_denoiser
 from .guards.arguments import Within, check_argument, checked
 from .guards.finiteness import Trace, check_images
 from .guards.plain_config import PlainConfigMixin

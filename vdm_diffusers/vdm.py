@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from . import gaussian
 from .autoencoders import encode, scale_to_unit
 from .class_names import in_order
-from .conditioning import check_class_labels, check_denoiser, num_classes
+from .conditioning import check_class_labels, num_classes
+from .denoisers import check_denoiser
 from .guards.arguments import Within, checked
 from .guards.loading import loading
 from .noise_schedules import NoiseSchedule, TableSchedule
