@@ -41,7 +41,8 @@ def wheel(tmp_path_factory) -> Path:
 
 def test_it_holds_every_room(wheel):
     packed = {name for name in ZipFile(wheel).namelist() if name.startswith("vdm_diffusers/")}
-    assert packed == {str(path.relative_to(ROOT)) for path in (ROOT / "vdm_diffusers").rglob("*.py")} | {"vdm_diffusers/py.typed"}
+    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "vdm_diffusers").rglob("*.py")}
+    assert packed == modules | {"vdm_diffusers/py.typed"}
 
 
 def test_its_commands_run(wheel, tmp_path):
