@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from operator import attrgetter
 from pkgutil import resolve_name
 
 import pytest
@@ -77,6 +78,15 @@ def test_links_lead_somewhere():
     for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
         for link in re.findall(r"\]\(([^)#]+)", page.read_text()):
             assert link.startswith("http") or (page.parent / link).exists(), (page.name, link)
+
+
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")], ids=attrgetter("name")
+)
+def test_files_that_a_page_names_exist(page):
+    """Those of our folders, and Python files without one, which lie at the root; not a command that starts its message."""
+    named = re.findall(r"(?<![\w./-])(?:(?:vdm_diffusers|tests|docs|benchmarks)/[\w./-]+\.\w+|\w+\.py)\b(?!:)", page.read_text())
+    assert [path for path in named if not (ROOT / path).is_file()] == []
 
 
 def test_digits_of_the_documentation_are_as_described():
