@@ -85,7 +85,8 @@ def test_links_lead_somewhere():
 )
 def test_files_that_a_page_names_exist(page):
     """Those of our folders, and Python files without one, which lie at the root; not a command that starts its message."""
-    named = re.findall(r"(?<![\w./-])(?:(?:vdm_diffusers|tests|docs|benchmarks)/[\w./-]+\.\w+|\w+\.py)\b(?!:)", page.read_text())
+    text = page.read_text()
+    named = re.findall(r"(?<![\w./-])(?:(?:vdm_diffusers|tests|docs|benchmarks)/[\w./-]+\.\w+|\w+\.py)\b(?!:)", text)
     assert [path for path in named if not (ROOT / path).is_file()] == []
 
 
