@@ -24,10 +24,12 @@ from torch.nn.functional import mse_loss, softplus
 from torch.utils.data import DataLoader
 
 from vdm_diffusers import VDM, LearnedMonotoneSchedule, VDMScheduler, VDMUNet2DModel
-from vdm_diffusers.data import ImageDataset, load_images
+from vdm_diffusers.data import ImageDataset, load_digits, load_images
 from vdm_diffusers.likelihood import variational_bound
 from vdm_diffusers.likelihood.ddpm_bound import DDPM, ddpm_bound
 from vdm_diffusers.training.checkpoints.folders import save_checkpoint
+from vdm_diffusers.training.config import TrainingConfig
+from vdm_diffusers.training.resuming import Run
 
 
 RESOLUTION = 32
@@ -203,10 +205,10 @@ def checkpointing(options: argparse.Namespace) -> Iterator[tuple[str, Ratio]]:
     model.training_step()
     optimizer.step()
     with tempfile.TemporaryDirectory() as folder:
-        steps = count()
+        steps, run = count(), Run.of(TrainingConfig(), load_digits(), accelerator.num_processes)
 
         def save() -> None:
-            save_checkpoint(accelerator, Path(folder), next(steps), {}, limit=1)
+            save_checkpoint(accelerator, accelerator.save_state, Path(folder), next(steps), run, limit=1)
 
         yield "writing a checkpoint / training step", ratio(save, model.training_step, options.repeats)
 

@@ -50,15 +50,15 @@ from .training.checkpoints.folders import (
     clear_the_way,
     find_checkpoint,
     find_checkpoints,
-    read_manifest,
     remove,
 )
+from .training.checkpoints.manifests import read_manifest
 from .training.config import DIGITS, TrainingConfig
 from .training.hub import Uploads, check_token, create_repository, save_model_card
 from .training.model_building import build_vdm
-from .training.placement.choice import check_placement, describe_placement
+from .training.placement.choice import check_placement, placement_of
 from .training.planning import check_disk_space, describe_plan, needs_of
-from .training.resuming import compare_runs, describe_run
+from .training.resuming import Run
 from .training.run_lock import RunLock, in_use, is_in_use, is_lock
 from .training.sample_grids import draw_samples, save_samples
 from .training.stopping import TrainingStopped
@@ -335,8 +335,8 @@ def unwritable(config: TrainingConfig, error: OSError) -> ValueError:
 
 def check_resumption(config: TrainingConfig, data: ImageData, checkpoint: Path, accelerator: Accelerator) -> None:
     """Refuse to go on from the checkpoint of another run, and print what else changes."""
-    now = describe_run(config, data, accelerator.num_processes, describe_placement(accelerator))
-    for sentence in compare_runs(read_manifest(checkpoint), now, config.allow_config_change):
+    now = Run.of(config, data, accelerator.num_processes, placement_of(accelerator))
+    for sentence in now.changes_since(read_manifest(checkpoint).run, config.allow_config_change):
         print(sentence)
 
 

@@ -13,7 +13,7 @@ from diffusers.training_utils import EMAModel
 from torch.distributed.checkpoint import CheckpointException
 from torch.optim.lr_scheduler import LRScheduler
 
-from ..placement.sharding import Replicated
+from ..placement.whole import Replicated
 from . import earlier as earlier_checkpoints
 from .files import STATE, random_states
 

@@ -1,4 +1,4 @@
-"""Where the model is while it trains: whole on every process, or, by FSDP, a shard of each parameter on each of them."""
+"""A shard of every parameter on each process: FSDP, version 2."""
 
 import copy
 from collections.abc import Iterable
@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -22,63 +21,13 @@ from torch.utils.data import DataLoader
 
 from ...data.streaming import StreamLoader
 from ...vdm import VDM
-from ..checkpoints.earlier import read_average
-from ..checkpoints.files import AVERAGE, MODEL, OPTIMIZER, SHARDED_AVERAGE, SHARDED_MODEL, SHARDED_OPTIMIZER
+from ..checkpoints.files import SHARDED_AVERAGE, SHARDED_MODEL, SHARDED_OPTIMIZER
 from ..config import TrainingConfig
 from .shards import load_shards, save_shards
+from .whole import Replicated
 
 
 SHARDS = StateDictOptions(cpu_offload=True)
-
-
-class Replicated:
-    """Every process holds the model, be it the only one or one of those that average their gradients (DDP)."""
-
-    def __init__(self, accelerator: Accelerator, vdm: VDM, config: TrainingConfig):
-        self.accelerator, self.vdm, self.config = accelerator, vdm, config
-
-    def prepare(self, optimizer: torch.optim.Optimizer, loader: DataLoader | StreamLoader) -> tuple:
-        """What [`~accelerate.Accelerator.prepare`] makes of the model and these two."""
-        self.model, self.optimizer, loader = self.accelerator.prepare(self.vdm, optimizer, loader)
-        return self.model, self.optimizer, loader
-
-    def moving_average(self, **kwargs) -> EMAModel:
-        """Of the model's parameters; `kwargs` are those of [`~diffusers.training_utils.EMAModel`]."""
-        self.average = EMAModel(self.vdm.parameters(), foreach=True, **kwargs)
-        return self.average
-
-    def save(self, folder: Path) -> None:
-        """Write weights, the optimiser's state and the average into a folder; call it on all processes."""
-        if self.accelerator.is_main_process:
-            self._save_weights(folder)
-            torch.save(self.optimizer.state_dict(), folder / OPTIMIZER)
-
-    def load(self, folder: Path) -> None:
-        """Read them, running nothing that the folder holds; call it on all processes."""
-        self._load_weights(folder)
-        self.optimizer.load_state_dict(torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True))
-
-    def _save_weights(self, folder: Path) -> None:
-        """Of the model and of the average."""
-        names = [name for name, _ in self.vdm.named_parameters()]
-        for file, weights in ((MODEL, self.vdm.state_dict()), (AVERAGE, dict(zip(names, self.average.shadow_params)))):
-            save_file({name: value.to("cpu", copy=True).contiguous() for name, value in weights.items()}, folder / file)
-
-    def _load_weights(self, folder: Path) -> None:
-        self.vdm.load_state_dict(load_file(folder / MODEL))
-        names = [name for name, _ in self.vdm.named_parameters()]
-        is_earlier = not (folder / AVERAGE).exists()
-        averages = dict(zip(names, read_average(folder), strict=True)) if is_earlier else load_file(folder / AVERAGE)
-        for name, shadow in zip(names, self.average.shadow_params):
-            shadow.copy_(averages[name])
-
-    def clip_gradients(self) -> Tensor:
-        """Clip those of the denoiser together and return their norm before."""
-        return self.accelerator.clip_grad_norm_(self.vdm.unet.parameters(), self.config.max_grad_norm)
-
-    def whole_model(self) -> VDM:
-        """The model with its present weights, for this process alone to call as it likes."""
-        return self.vdm
 
 
 class Sharded(Replicated):
