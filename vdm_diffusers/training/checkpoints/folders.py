@@ -15,7 +15,6 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from safetensors import SafetensorError
-from torch.distributed.checkpoint import CheckpointException
 
 from ..output_files import CHECKPOINT
 from ..resuming import Run
@@ -139,9 +138,6 @@ def _on_all(accelerator: Accelerator, function: Callable[[], object]) -> None:
     reason = None
     try:
         function()
-    except CheckpointException as error:  # has the failures of all processes that write shards
-        error, _ = next(iter(error.failures.values()))
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
     except (OSError, RuntimeError, SafetensorError) as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
     reasons = [reason for reason in gather_object([reason]) if reason is not None]
