@@ -19,14 +19,14 @@ from .resuming import Run
 
 @dataclass
 class Needs:
-    """Bytes that a run takes, and those that there are.
+    """The memory and the disk space that a run takes, in bytes.
 
     Attributes:
         state (`int`): Of memory, on each process: weights, gradients, AdamW's two moments, moving average.
         activations (`int`): Of memory, on each process: what the denoiser keeps of a batch for its backward pass.
         checkpoint (`int`): Of disk, for one checkpoint.
-        disk (`int`): Of disk that are free now: checkpoints, one more while it is written, the pipeline.
-        free_disk (`int`): What is free now.
+        disk (`int`): Of disk, still to come: checkpoints, one more while it is written, the pipeline.
+        free_disk (`int`): Of disk, free now.
     """
 
     state: int
@@ -37,7 +37,7 @@ class Needs:
 
 
 def needs_of(config: TrainingConfig, vdm: VDM) -> Needs:
-    """What a run with these options takes, in float32 and without sharding; the activations are the denoiser's."""
+    """What a run with these options takes, in float32 and without sharding."""
     weights = sum(_num_bytes(tensor) for tensor in vdm.state_dict().values())
     trained = sum(_num_bytes(parameter) for parameter in vdm.parameters() if parameter.requires_grad)
     average = sum(_num_bytes(parameter) for parameter in vdm.parameters())
@@ -78,7 +78,7 @@ def check_disk_space(config: TrainingConfig, needs: Needs) -> None:
 def describe_plan(
     config: TrainingConfig, data: ImageData, vdm: VDM, num_processes: int, device: torch.device, sharded: bool = False
 ) -> str:
-    """All of it, in lines for a terminal."""
+    """The plan of a run, in lines for a terminal."""
     needs = needs_of(config, vdm)
     state, whose = (needs.state / num_processes, "shards of ") if sharded else (needs.state, "")
     run = Run.of(config, data, num_processes)

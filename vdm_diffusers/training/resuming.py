@@ -68,6 +68,7 @@ class DataIdentity:
 
     @classmethod
     def of(cls, data: ImageData) -> "DataIdentity":
+        """That of this data."""
         return cls(data.name, fingerprint(data), fingerprint_of_labels(data), data.class_names)
 
     @classmethod
@@ -101,6 +102,7 @@ class Run:
 
     @classmethod
     def of(cls, config: TrainingConfig, data: ImageData, num_processes: int, placement: Placement = Placement.WHOLE) -> "Run":
+        """That with these options."""
         return cls(DataIdentity.of(data), num_processes, placement, json.loads(json.dumps(config.public())))
 
     @classmethod

@@ -30,14 +30,35 @@ from .whole import Replicated
 SHARDS = StateDictOptions(cpu_offload=True)
 
 
+class ShardedAverage(EMAModel):
+    """The moving average of this process's shards of parameters."""
+
+    def __init__(self, parameters: Iterable[nn.Parameter], **kwargs):
+        super().__init__(_shards(parameters), **kwargs)
+
+    def step(self, parameters: Iterable[nn.Parameter]) -> None:
+        super().step(_shards(parameters))
+
+    def copy_to(self, parameters: Iterable[nn.Parameter]) -> None:
+        super().copy_to(_shards(parameters))
+
+    def store(self, parameters: Iterable[nn.Parameter]) -> None:
+        super().store(_shards(parameters))
+
+    def restore(self, parameters: Iterable[nn.Parameter]) -> None:
+        super().restore(_shards(parameters))
+
+
 class Sharded(Replicated):
     """
-    Each process holds a shard of the denoiser's every parameter, gradient, average and optimiser's state (FSDP, version 2).
+    Each process holds a shard of the denoiser: of every parameter, its gradient, its average and its optimiser's state.
 
-    The noise schedule stays whole, since its end points are single numbers, which can't be divided: its few gradients are
-    averaged here. Parameters, gradients and what is sent of them are float32; with mixed precision the model computes under
-    autocast, as it does when it isn't sharded.
+    The noise schedule stays whole, since its end points are single numbers, which can't be divided; its few gradients are
+    averaged here. Parameters and gradients are float32, and so is what the processes send each other; with mixed precision the
+    model computes under autocast, as it does when it isn't sharded.
     """
+
+    average_class = ShardedAverage
 
     def __init__(self, accelerator: Accelerator, vdm: VDM, config: TrainingConfig):
         super().__init__(accelerator, vdm, config)
@@ -52,15 +73,11 @@ class Sharded(Replicated):
         self.vdm.forward = self.accelerator.autocast()(self.vdm.forward)
         return prepared
 
-    def moving_average(self, **kwargs) -> EMAModel:
-        self.average = ShardedAverage(self.vdm, foreach=True, **kwargs)
-        return self.average
-
     def save(self, folder: Path) -> None:
         save_shards({"model": get_model_state_dict(self.model, options=SHARDS)}, folder / SHARDED_MODEL)
         state = get_optimizer_state_dict(self.model, self.optimizer, options=SHARDS)
         save_shards({"optimizer": state}, folder / SHARDED_OPTIMIZER)
-        save_shards(self.average.by_name(), folder / SHARDED_AVERAGE)
+        save_shards(self._average_by_name(), folder / SHARDED_AVERAGE)
 
     def load(self, folder: Path) -> None:
         model = {"model": get_model_state_dict(self.model, options=SHARDS)}
@@ -69,7 +86,12 @@ class Sharded(Replicated):
         optimizer = {"optimizer": get_optimizer_state_dict(self.model, self.optimizer, options=SHARDS)}
         load_shards(optimizer, folder / SHARDED_OPTIMIZER)
         set_optimizer_state_dict(self.model, self.optimizer, optimizer["optimizer"], options=SHARDS)
-        load_shards(self.average.by_name(), folder / SHARDED_AVERAGE)
+        load_shards(self._average_by_name(), folder / SHARDED_AVERAGE)
+
+    def _average_by_name(self) -> dict[str, Tensor]:
+        """The average, sharing its storage, laid out as the parameters are."""
+        average = super()._average_by_name()
+        return {name: _laid_out_as(parameter, average[name]) for name, parameter in self.vdm.named_parameters()}
 
     def clip_gradients(self) -> Tensor:
         for parameter in self.vdm.noise_schedule.parameters():
@@ -84,39 +106,8 @@ class Sharded(Replicated):
         return vdm
 
 
-class ShardedAverage(EMAModel):
-    """The moving average of this process's shards of a module's parameters.
-
-    Its `state_dict` is without them, which [`~ShardedAverage.by_name`] has.
-    """
-
-    def __init__(self, module: nn.Module, **kwargs):
-        self.module = module
-        super().__init__(_shards(module.parameters()), **kwargs)
-
-    def step(self, parameters: Iterable[nn.Parameter]) -> None:
-        super().step(_shards(parameters))
-
-    def copy_to(self, parameters: Iterable[nn.Parameter]) -> None:
-        super().copy_to(_shards(parameters))
-
-    def store(self, parameters: Iterable[nn.Parameter]) -> None:
-        super().store(_shards(parameters))
-
-    def restore(self, parameters: Iterable[nn.Parameter]) -> None:
-        super().restore(_shards(parameters))
-
-    def state_dict(self) -> dict:
-        return {name: value for name, value in super().state_dict().items() if name != "shadow_params"}
-
-    def by_name(self) -> dict[str, Tensor]:
-        """The average, sharing its storage, laid out as the parameters are."""
-        parameters = self.module.named_parameters()
-        return {name: _laid_out_as(p, average) for (name, p), average in zip(parameters, self.shadow_params)}
-
-
 def refused_by_fsdp(accelerator: Accelerator) -> dict[str, bool]:
-    """Names of what accelerate may be configured for and [`Sharded`] can't follow, and whether it is."""
+    """Parts of accelerate's configuration that [`Sharded`] doesn't support, and whether each is switched on."""
     plugin = accelerator.state.fsdp_plugin
     return {
         "fsdp_offload_params": isinstance(plugin.cpu_offload, CPUOffloadPolicy),
@@ -126,7 +117,7 @@ def refused_by_fsdp(accelerator: Accelerator) -> dict[str, bool]:
 
 
 def _shards(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
-    """What this process holds of each."""
+    """What this process holds of each parameter."""
     return [parameter.to_local() if isinstance(parameter, DTensor) else parameter for parameter in parameters]
 
 
@@ -138,5 +129,5 @@ def _laid_out_as(parameter: Tensor, shard: Tensor) -> Tensor:
 
 
 def _copy(vdm: VDM) -> VDM:
-    """A model of its own but for the autoencoder, which is shared."""
+    """A copy of the model, which shares its autoencoder."""
     return copy.deepcopy(vdm, {id(vdm.vae): vdm.vae})

@@ -19,6 +19,8 @@ from ..config import TrainingConfig
 class Replicated:
     """Every process holds the model: a single one, or several that average their gradients (DDP)."""
 
+    average_class = EMAModel
+
     def __init__(self, accelerator: Accelerator, vdm: VDM, config: TrainingConfig):
         self.accelerator, self.vdm, self.config = accelerator, vdm, config
 
@@ -29,7 +31,7 @@ class Replicated:
 
     def moving_average(self, **kwargs) -> EMAModel:
         """Start a moving average of the model's parameters; `kwargs` are those of [`~diffusers.training_utils.EMAModel`]."""
-        self.average = EMAModel(self.vdm.parameters(), foreach=True, **kwargs)
+        self.average = self.average_class(self.vdm.parameters(), foreach=True, **kwargs)
         return self.average
 
     def save(self, folder: Path) -> None:
