@@ -68,12 +68,12 @@ class DataIdentity:
 
     @classmethod
     def of(cls, data: ImageData) -> "DataIdentity":
-        """That of this data."""
+        """The identity of these data."""
         return cls(data.name, fingerprint(data), fingerprint_of_labels(data), data.class_names)
 
     @classmethod
     def from_manifest(cls, data: Mapping[str, Any]) -> "DataIdentity":
-        """Read it; `ValueError` if something is missing or of another type."""
+        """What a manifest says of it; `ValueError` if something is missing or of another type."""
         identity = cls(data.get("name"), data.get("fingerprint"), data.get("labels", UNKNOWN), data.get("class_names"))
         if not (isinstance(identity.name, str) and isinstance(identity.fingerprint, str)):
             raise ValueError("`data` has no `name` and `fingerprint`")
@@ -83,6 +83,21 @@ class DataIdentity:
         if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
             raise ValueError("`class_names` of `data` are no names")
         return identity
+
+    def check_same_as(self, then: "DataIdentity") -> None:
+        """`ValueError` unless a run on these data may go on from one on those."""
+        if then.fingerprint != self.fingerprint:
+            other = f"{then.name!r}, but these are other images, those of {self.name!r}"
+        elif then.labels not in (UNKNOWN, self.labels):
+            other = f"{then.name!r} with other labels than those of {self.name!r}"
+        else:
+            origin = "the run that `--resume_from_checkpoint` goes on from"
+            check_same_classes(self.class_names, then.class_names, repr(self.name), origin)
+            return
+        raise ValueError(
+            f"`--resume_from_checkpoint` goes on from a run on {other}: name that data set, or train the finished model on by"
+            " `--pretrained_model_name_or_path`."
+        )
 
 
 @dataclass(frozen=True)
@@ -102,12 +117,12 @@ class Run:
 
     @classmethod
     def of(cls, config: TrainingConfig, data: ImageData, num_processes: int, placement: Placement = Placement.WHOLE) -> "Run":
-        """That with these options."""
+        """The run that these options make."""
         return cls(DataIdentity.of(data), num_processes, placement, json.loads(json.dumps(config.public())))
 
     @classmethod
     def from_manifest(cls, manifest: Mapping[str, Any]) -> "Run":
-        """Read it, from a manifest of an earlier version too; `ValueError` if something is missing or of another type."""
+        """What a manifest says of it, of an earlier version too; `ValueError` if something is missing or of another type."""
         for name in ("data", "options"):
             if not isinstance(manifest.get(name), dict):
                 raise ValueError(f"it has no `{name}` by name")
@@ -139,9 +154,21 @@ class Run:
         What changes when this run goes on from a checkpoint of another, in sentences for the user.
 
         Raises:
-            `ValueError`: if the other run had other data or another placement, was one of another version, or had other options
-                that affect the weights, unless `allow_config_change`.
+            `ValueError`: if the other run was one of another version, or had another placement or other data, or, unless
+                `allow_config_change`, other options that affect the weights.
         """
+        self._check_can_go_on_from(then)
+        differences = ", ".join(self._differences(then))
+        if differences and not allow_config_change:
+            raise ValueError(
+                f"`--resume_from_checkpoint` goes on from a run with other options: {differences}. Give it the options of that"
+                f" run, which its `{CONFIG}` holds, or go on with these by `--allow_config_change`."
+            )
+        self.data.check_same_as(then.data)
+        return ([f"Options have changed: {differences}."] if differences else []) + self._redrawn(then)
+
+    def _check_can_go_on_from(self, then: "Run") -> None:
+        """`ValueError` for a run of another version or with another placement."""
         if misfits := misfitting_options(then.options):
             raise ValueError(
                 "`--resume_from_checkpoint` goes on from a run of another version of this program, or of none: here are no"
@@ -158,25 +185,6 @@ class Run:
                 f"`--resume_from_checkpoint` goes on from a run whose model was {then.placement}, but here it is"
                 f" {self.placement}: launch it with the configuration of accelerate that it had."
             )
-        differences = ", ".join(self._differences(then))
-        if differences and not allow_config_change:
-            raise ValueError(
-                f"`--resume_from_checkpoint` goes on from a run with other options: {differences}. Give it the options of that"
-                f" run, which its `{CONFIG}` holds, or go on with these by `--allow_config_change`."
-            )
-        other = None
-        if then.data.fingerprint != self.data.fingerprint:
-            other = f"{then.data.name!r}, but these are other images, those of {self.data.name!r}"
-        elif then.data.labels not in (UNKNOWN, self.data.labels):
-            other = f"{then.data.name!r} with other labels than those of {self.data.name!r}"
-        if other is not None:
-            raise ValueError(
-                f"`--resume_from_checkpoint` goes on from a run on {other}: name that data set, or train the finished model on"
-                " by `--pretrained_model_name_or_path`."
-            )
-        origin = "the run that `--resume_from_checkpoint` goes on from"
-        check_same_classes(self.data.class_names, then.data.class_names, repr(self.data.name), origin)
-        return ([f"Options have changed: {differences}."] if differences else []) + self._redrawn(then)
 
     def _differences(self, then: "Run") -> Iterator[str]:
         free = {*FREE_OPTIONS, *BATCHES}

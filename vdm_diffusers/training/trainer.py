@@ -114,7 +114,6 @@ class Trainer:
         self.unreadable: set[str] = set()
         if checkpoint is not None:
             self._load(checkpoint)
-            self.ema.to(accelerator.device)
         self.progress = tqdm(
             total=config.max_train_steps,
             initial=self.history.step,
@@ -152,7 +151,7 @@ class Trainer:
                 if self._is_due(self.config.checkpointing_steps):
                     self._save_checkpoint()
         self.progress.close()
-        self.ema.copy_to(self.vdm.parameters())
+        self.ema.copy_to(self.placement.parameters())
         return self.accelerator.unwrap_model(self.placement.whole_model(), keep_fp32_wrapper=False)
 
     def _is_due(self, interval: int) -> bool:
@@ -218,7 +217,7 @@ class Trainer:
                 self.optimizer.step()
                 self.optimizer.zero_grad()
         self.lr_scheduler.step()
-        self.ema.step(self.vdm.parameters())
+        self.ema.step(self.placement.parameters())
         self.not_reduced.append(torch.cat([torch.stack(moments).mean(0), norm.detach().reshape(1)]))
         self.history.step += 1
         self.progress.update()
@@ -327,12 +326,12 @@ class Trainer:
     @contextmanager
     def _averaged_weights(self) -> Iterator[VDM]:
         """A model with the moving average of the weights, while it lasts."""
-        self.ema.store(self.vdm.parameters())
-        self.ema.copy_to(self.vdm.parameters())
+        self.ema.store(self.placement.parameters())
+        self.ema.copy_to(self.placement.parameters())
         try:
             yield self.placement.whole_model()
         finally:
-            self.ema.restore(self.vdm.parameters())
+            self.ema.restore(self.placement.parameters())
 
     def _checkpoint(self) -> None:
         self._reduce_window()

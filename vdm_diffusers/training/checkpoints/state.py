@@ -4,12 +4,12 @@ import json
 import pickle
 import random
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
+from torch.distributed.checkpoint.stateful import Stateful
 from torch.optim.lr_scheduler import LRScheduler
 
 from ..placement.whole import Replicated
@@ -23,14 +23,6 @@ REFUSED = (
 )
 OF_ANOTHER_MODEL = ("size mismatch", "missing key", "unexpected key", "parameter group")
 """What torch's messages contain when weights or an optimiser's state don't fit the model."""
-
-
-class Stateful(Protocol):
-    """Has a state of plain values."""
-
-    def state_dict(self) -> dict: ...
-
-    def load_state_dict(self, state: dict) -> None: ...
 
 
 class RunState:
@@ -76,7 +68,7 @@ class RunState:
         is_earlier = not (folder / STATE).exists()
         state = earlier.read_state(folder, self.parts) if is_earlier else _read(folder / STATE)
         for name, part in self.parts.items():
-            known = part.state_dict().keys() if name != "stream" else state[name].keys()
+            known = _plain(part.state_dict()) if name != "stream" else state[name]
             part.load_state_dict({key: value for key, value in state[name].items() if key in known})
         if with_random_states:
             index = self.accelerator.process_index

@@ -1,5 +1,7 @@
 """The placement that accelerate is configured for, and whether a model can be trained there."""
 
+import os
+
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
@@ -10,6 +12,17 @@ from .fsdp import Sharded, refused_by_fsdp
 from .whole import Replicated
 
 
+LIBRARIES = {"ACCELERATE_USE_DEEPSPEED": "DeepSpeed", "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM"}
+"""Libraries that divide a model, but not here, by the variable with which `accelerate launch` chooses each."""
+
+
+def check_launch() -> None:
+    """`ValueError` if accelerate was launched for one of [`LIBRARIES`]. Call it first: building an `Accelerator` imports it."""
+    for variable, library in LIBRARIES.items():
+        if os.environ.get(variable, "").lower() == "true":
+            raise _not_supported(library)
+
+
 def placement_of(accelerator: Accelerator) -> Placement:
     """Where a model is while it trains."""
     return Placement.SHARDED if accelerator.is_fsdp2 else Placement.WHOLE
@@ -17,20 +30,15 @@ def placement_of(accelerator: Accelerator) -> Placement:
 
 def place(accelerator: Accelerator, vdm: VDM, config: TrainingConfig) -> Replicated:
     """Put a model there."""
-    kind = Sharded if placement_of(accelerator) is Placement.SHARDED else Replicated
-    return kind(accelerator, vdm, config)
+    return (Sharded if accelerator.is_fsdp2 else Replicated)(accelerator, vdm, config)
 
 
 def check_placement(accelerator: Accelerator, config: TrainingConfig) -> None:
-    """`ValueError` if accelerate is configured to divide a model in a way, or with options, that are not supported."""
-    kind = accelerator.distributed_type
-    if not accelerator.is_fsdp2:
-        if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
-            raise ValueError(
-                f"accelerate is configured for {kind.value}{' version 1' * (kind is DistributedType.FSDP)}, but only FSDP"
-                " version 2 divides a model here: choose it, or `distributed_type: MULTI_GPU`, as docs/training.md shows."
-            )
+    """`ValueError` if accelerate is configured for version 1 of FSDP, or for options that version 2 doesn't support here."""
+    if accelerator.distributed_type is not DistributedType.FSDP:
         return
+    if not accelerator.is_fsdp2:
+        raise _not_supported("FSDP version 1")
     refused = refused_by_fsdp(accelerator) | {
         "--mixed_precision fp16": config.mixed_precision == "fp16",
         "--optimizer adamw_8bit": config.optimizer == "adamw_8bit",
@@ -38,3 +46,10 @@ def check_placement(accelerator: Accelerator, config: TrainingConfig) -> None:
     }
     if found := [f"`{option}`" for option, present in refused.items() if present]:
         raise ValueError(f"A model that FSDP divides can't be trained with {', '.join(found)}: leave it out.")
+
+
+def _not_supported(library: str) -> ValueError:
+    return ValueError(
+        f"accelerate is configured for {library}, but only FSDP version 2 divides a model here: launch with `--config_file"
+        " docs/accelerate/fsdp.yaml`, or with `docs/accelerate/one_machine.yaml` if the model fits on each GPU."
+    )

@@ -1,13 +1,11 @@
 """A shard of every parameter on each process: FSDP, version 2."""
 
 import copy
-from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from diffusers.training_utils import EMAModel
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -30,25 +28,6 @@ from .whole import Replicated
 SHARDS = StateDictOptions(cpu_offload=True)
 
 
-class ShardedAverage(EMAModel):
-    """The moving average of this process's shards of parameters."""
-
-    def __init__(self, parameters: Iterable[nn.Parameter], **kwargs):
-        super().__init__(_shards(parameters), **kwargs)
-
-    def step(self, parameters: Iterable[nn.Parameter]) -> None:
-        super().step(_shards(parameters))
-
-    def copy_to(self, parameters: Iterable[nn.Parameter]) -> None:
-        super().copy_to(_shards(parameters))
-
-    def store(self, parameters: Iterable[nn.Parameter]) -> None:
-        super().store(_shards(parameters))
-
-    def restore(self, parameters: Iterable[nn.Parameter]) -> None:
-        super().restore(_shards(parameters))
-
-
 class Sharded(Replicated):
     """
     Each process holds a shard of the denoiser: of every parameter, its gradient, its average and its optimiser's state.
@@ -57,8 +36,6 @@ class Sharded(Replicated):
     averaged here. Parameters and gradients are float32, and so is what the processes send each other; with mixed precision the
     model computes under autocast, as it does when it isn't sharded.
     """
-
-    average_class = ShardedAverage
 
     def __init__(self, accelerator: Accelerator, vdm: VDM, config: TrainingConfig):
         super().__init__(accelerator, vdm, config)
@@ -72,6 +49,9 @@ class Sharded(Replicated):
         prepared = super().prepare(optimizer, loader)
         self.vdm.forward = self.accelerator.autocast()(self.vdm.forward)
         return prepared
+
+    def parameters(self) -> list[Tensor]:
+        return [p.to_local() if isinstance(p, DTensor) else p for p in self.vdm.parameters()]
 
     def save(self, folder: Path) -> None:
         save_shards({"model": get_model_state_dict(self.model, options=SHARDS)}, folder / SHARDED_MODEL)
@@ -114,11 +94,6 @@ def refused_by_fsdp(accelerator: Accelerator) -> dict[str, bool]:
         "fsdp_activation_checkpointing": plugin.activation_checkpointing,
         "fsdp_state_dict_type FULL_STATE_DICT": plugin.state_dict_type is not StateDictType.SHARDED_STATE_DICT,
     }
-
-
-def _shards(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
-    """What this process holds of each parameter."""
-    return [parameter.to_local() if isinstance(parameter, DTensor) else parameter for parameter in parameters]
 
 
 def _laid_out_as(parameter: Tensor, shard: Tensor) -> Tensor:

@@ -19,8 +19,6 @@ from ..config import TrainingConfig
 class Replicated:
     """Every process holds the model: a single one, or several that average their gradients (DDP)."""
 
-    average_class = EMAModel
-
     def __init__(self, accelerator: Accelerator, vdm: VDM, config: TrainingConfig):
         self.accelerator, self.vdm, self.config = accelerator, vdm, config
 
@@ -29,9 +27,13 @@ class Replicated:
         self.model, self.optimizer, loader = self.accelerator.prepare(self.vdm, optimizer, loader)
         return self.model, self.optimizer, loader
 
+    def parameters(self) -> list[Tensor]:
+        """What this process holds of each of the model's parameters, sharing its storage."""
+        return list(self.vdm.parameters())
+
     def moving_average(self, **kwargs) -> EMAModel:
-        """Start a moving average of the model's parameters; `kwargs` are those of [`~diffusers.training_utils.EMAModel`]."""
-        self.average = self.average_class(self.vdm.parameters(), foreach=True, **kwargs)
+        """Start a moving average of these parameters; `kwargs` are those of [`~diffusers.training_utils.EMAModel`]."""
+        self.average = EMAModel(self.parameters(), foreach=True, **kwargs)
         return self.average
 
     def save(self, folder: Path) -> None:
