@@ -422,7 +422,8 @@ def on_a_disk_of_its_own(options: str, folder: Path, script: str) -> subprocess.
     flags = [part for name, value in (TINY | LONG).items() for part in (f"--{name}", str(value))]
     train = shlex.join([sys.executable, SCRIPT, *flags, "--output_dir", f"{folder}/out"])
     script = f"mount -t tmpfs -o {options} tmpfs {folder}; cd {folder}; TRAIN='{train}'; {script}"
-    return subprocess.run([*NAMESPACE, "bash", "-c", script], capture_output=True, text=True)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}  # as many threads as the processes of `Ranks` have
+    return subprocess.run([*NAMESPACE, "bash", "-c", script], capture_output=True, text=True, env=environment)
 
 
 @pytest.mark.slow
