@@ -50,8 +50,7 @@ def _own_error() -> Iterator[None]:
     try:
         yield
     except CheckpointException as error:
-        own, _ = next(iter(error.failures.values()))
-        raise own from error
+        raise next(iter(error.failures.values()))[0] from error
 
 
 class _Reader(dcp.FileSystemReader):
