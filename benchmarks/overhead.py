@@ -24,10 +24,12 @@ from torch.nn.functional import mse_loss, softplus
 from torch.utils.data import DataLoader
 
 from vdm_diffusers import VDM, LearnedMonotoneSchedule, VDMScheduler, VDMUNet2DModel
-from vdm_diffusers.data import ImageDataset, load_images
+from vdm_diffusers.data import ImageDataset, load_digits, load_images
 from vdm_diffusers.likelihood import variational_bound
 from vdm_diffusers.likelihood.ddpm_bound import DDPM, ddpm_bound
+from vdm_diffusers.training import Trainer
 from vdm_diffusers.training.checkpoints.folders import save_checkpoint
+from vdm_diffusers.training.config import TrainingConfig
 
 
 RESOLUTION = 32
@@ -196,17 +198,17 @@ def reading(options: argparse.Namespace) -> Iterator[tuple[str, Ratio]]:
 
 
 def checkpointing(options: argparse.Namespace) -> Iterator[tuple[str, Ratio]]:
-    """Writing, hashing and flushing a checkpoint of weights and optimiser state over a training step."""
-    model = Model(options)
-    accelerator = Accelerator(cpu=True)
-    vdm, optimizer = accelerator.prepare(model.vdm, torch.optim.AdamW(model.vdm.parameters()))
-    model.training_step()
-    optimizer.step()
+    """Writing, hashing and flushing a checkpoint, as [`Trainer`] does, over a training step."""
+    model, accelerator = Model(options), Accelerator(cpu=True)
     with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(accelerator, TrainingConfig(output_dir=folder), model.vdm, load_digits())
+        trainer.progress.close()
+        model.training_step()
+        trainer.optimizer.step()
         steps = count()
 
         def save() -> None:
-            save_checkpoint(accelerator, accelerator.save_state, Path(folder), next(steps), {}, limit=1)
+            save_checkpoint(accelerator, trainer.state.save, Path(folder), next(steps), trainer.run, limit=1)
 
         yield "writing a checkpoint / training step", ratio(save, model.training_step, options.repeats)
 

@@ -50,15 +50,16 @@ from .training.checkpoints.folders import (
     clear_the_way,
     find_checkpoint,
     find_checkpoints,
-    read_manifest,
     remove,
 )
+from .training.checkpoints.manifests import read_manifest
 from .training.config import DIGITS, TrainingConfig
 from .training.hub import Uploads, check_token, create_repository, save_model_card
 from .training.model_building import build_vdm
-from .training.placement.choice import check_placement, describe_placement
+from .training.output_files import CONFIG, FORWARD_PROCESS, LOGS, METRICS, SAMPLES, TRAINING_CURVE, samples_of
+from .training.placement.choice import check_launch, check_placement, placement_of
 from .training.planning import check_disk_space, describe_plan, needs_of
-from .training.resuming import compare_runs, describe_run
+from .training.resuming import Run
 from .training.run_lock import RunLock, in_use, is_in_use, is_lock
 from .training.sample_grids import draw_samples, save_samples
 from .training.stopping import TrainingStopped
@@ -67,7 +68,6 @@ from .vdm import VDM
 
 
 COMMAND = "train_vdm.py"
-CONFIG_NAME = "training_config.json"
 
 
 def main() -> None:
@@ -82,6 +82,7 @@ def run(until_the_end: ExitStack) -> None:
         config = parse_options(sys.argv[1:])
         forget_arguments()
         check_packages(config)
+        check_launch()
         accelerator = build_accelerator(config)
         config.mixed_precision = accelerator.mixed_precision
         on_main_process(accelerator, check_placement, accelerator, config)
@@ -175,9 +176,9 @@ def finish(
     """Write the trained model, its pictures, what was measured, and its card; return the measurements."""
     folder = Path(config.output_dir)
     vdm.save_pretrained(folder)
-    save_samples(samples, vdm, folder / "samples.png")
-    save_forward_process(vdm.scale(data.validation[0]["images"][None]), vdm.noise_schedule, folder / "forward_process.png")
-    save_training_curve(history.training, history.validation, folder / "training_curve.png", vdm.unit)
+    save_samples(samples, vdm, folder / SAMPLES)
+    save_forward_process(vdm.scale(data.validation[0]["images"][None]), vdm.noise_schedule, folder / FORWARD_PROCESS)
+    save_training_curve(history.training, history.validation, folder / TRAINING_CURVE, vdm.unit)
     metrics = measurements(bound.record(), config.max_train_steps, len(data.validation), config.final_validation_repeats)
     if vdm.unit is BITS_PER_DIM:
         metrics["histogram_bits_per_dim"] = histogram_bits_per_dim(data.train, data.validation, data.num_levels)
@@ -196,13 +197,13 @@ def check_needs(config: TrainingConfig, data: ImageData, vdm: VDM, accelerator: 
 
 
 def measurements(bound: dict, step: int, num_images: int, num_repeats: int) -> dict:
-    """What `metrics.json` says of a bound."""
+    """What [`METRICS`] says of a bound."""
     return bound | {"step": step, "num_images": num_images, "num_repeats": num_repeats}
 
 
 def describe_model(folder: Path, config: TrainingConfig, data: ImageData, vdm: VDM, metrics: dict) -> None:
     """Write what was measured, and the card made from it."""
-    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    (folder / METRICS).write_text(json.dumps(metrics, indent=2) + "\n")
     save_model_card(folder, config, data, vdm, metrics)
 
 
@@ -215,7 +216,7 @@ def upload_in_background(uploads: Uploads, config: TrainingConfig, data: ImageDa
     record = history.validation[-1]
     num_images = min(len(data.validation), config.max_validation_images or len(data.validation))
     vdm.save_pretrained(folder)
-    shutil.copy(folder / "samples" / f"step-{record['step']}.png", folder / "samples.png")
+    shutil.copy(folder / samples_of(record["step"]), folder / SAMPLES)
     describe_model(folder, config, data, vdm, measurements(record, record["step"], num_images, config.validation_repeats))
     uploads.start(record["step"])
     return None if failure is None else f"the last upload failed: {failure} This one takes it up."
@@ -273,7 +274,7 @@ def build_accelerator(config: TrainingConfig) -> Accelerator:
             num_steps=config.gradient_accumulation_steps, sync_with_dataloader=False
         ),
         log_with=None if config.report_to == "none" else config.report_to,
-        project_config=ProjectConfiguration(config.output_dir, logging_dir=f"{config.output_dir}/logs"),
+        project_config=ProjectConfiguration(config.output_dir, logging_dir=f"{config.output_dir}/{LOGS}"),
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=config.seed),
     )
 
@@ -319,7 +320,7 @@ def check_links(folder: Path) -> None:
 def check_that_folder_is_free(config: TrainingConfig, folder: Path) -> None:
     """Refuse a folder with another run unless it is to be replaced, and any other with files."""
     if folder.exists() and (not folder.is_dir() or not all(map(is_lock, folder.iterdir()))):
-        if not (folder / CONFIG_NAME).is_file():
+        if not (folder / CONFIG).is_file():
             raise ValueError(f"`--output_dir` {config.output_dir!r} holds something other than a run: name another folder.")
         if not config.overwrite_output_dir:
             raise ValueError(
@@ -335,8 +336,8 @@ def unwritable(config: TrainingConfig, error: OSError) -> ValueError:
 
 def check_resumption(config: TrainingConfig, data: ImageData, checkpoint: Path, accelerator: Accelerator) -> None:
     """Refuse to go on from the checkpoint of another run, and print what else changes."""
-    now = describe_run(config, data, accelerator.num_processes, describe_placement(accelerator))
-    for sentence in compare_runs(read_manifest(checkpoint), now, config.allow_config_change):
+    now = Run.of(config, data, accelerator.num_processes, placement_of(accelerator))
+    for sentence in now.changes_since(read_manifest(checkpoint).run, config.allow_config_change):
         print(sentence)
 
 
@@ -364,14 +365,14 @@ def prepare_output_dir(config: TrainingConfig, checkpoint: Path | None) -> None:
                     remove(path)
         if checkpoint is not None:
             clear_the_way(folder, checkpoint)
-        (folder / CONFIG_NAME).write_text(json.dumps(config.public(), indent=2) + "\n")
+        (folder / CONFIG).write_text(json.dumps(config.public(), indent=2) + "\n")
     except OSError as error:
         raise unwritable(config, error) from error
 
 
 def check_that_folder_is_shared(config: TrainingConfig) -> None:
     """Every process writes its part of a checkpoint."""
-    if not Path(config.output_dir, CONFIG_NAME).is_file():
+    if not Path(config.output_dir, CONFIG).is_file():
         raise ValueError(
             f"`--output_dir` {config.output_dir!r} is not the same folder on all machines: name one that they share, since each"
             " writes its part of a checkpoint there."
@@ -394,7 +395,7 @@ def report(config: TrainingConfig, data: ImageData, metrics: dict, unit: Unit) -
     if unit is BITS_PER_DIM:
         print(f"  a histogram of every pixel gets {metrics['histogram_bits_per_dim']:.4f}")
     print("95 % interval of the figure: {:.4f} to {:.4f}.".format(*metrics["interval_95"]))
-    print(f"Pipeline, pictures and metrics.json are in {config.output_dir}/.")
+    print(f"Pipeline, pictures and {METRICS} are in {config.output_dir}/.")
 
 
 def on_main_process(accelerator: Accelerator, function: Callable, *arguments: object) -> Any:

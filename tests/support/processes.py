@@ -13,8 +13,7 @@ from pathlib import Path
 
 import huggingface_hub
 import torch
-from accelerate import Accelerator, DeepSpeedPlugin, FullyShardedDataParallelPlugin, PartialState
-from accelerate.commands.config.config_args import load_config_from_file
+from accelerate import Accelerator, FullyShardedDataParallelPlugin, PartialState
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils import DistributedType
 from accelerate.utils.launch import prepare_multi_gpu_env
@@ -94,55 +93,22 @@ def shard_models() -> None:
     arguments, *_ = _validate_launch_command(launch_command_parser().parse_args(configured))
     os.environ.update({name: value for name, value in prepare_multi_gpu_env(arguments).items() if name.startswith("FSDP_")})
 
-    def shard(accelerator: Accelerator) -> None:
-        accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
-        _become(accelerator, DistributedType.FSDP)
-
-    _when_built(shard)
-
-
-def partition_models(**options) -> None:
-    """Let DeepSpeed train the models of `train_vdm` from now on in this process, by `docs/accelerate/deepspeed.yaml`.
-
-    Accelerate itself does so on accelerators only, and DeepSpeed would compile an operation for processes that share a CPU.
-    `options`, of [`~accelerate.DeepSpeedPlugin`], replace those of the file.
-    """
-    os.environ["DS_ACCELERATOR"] = "cpu"
-    import deepspeed
-
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-
-    def partition(accelerator: Accelerator) -> None:
-        plugin = DeepSpeedPlugin(**load_config_from_file(configuration("deepspeed")).deepspeed_config | options)
-        plugin.set_mixed_precision(accelerator.mixed_precision)
-        plugin.select(_from_accelerator_state=True)
-        accelerator.state.deepspeed_plugins, accelerator.deepspeed_engine_wrapped = plugin, None
-        _become(accelerator, DistributedType.DEEPSPEED)
-
-    _when_built(partition)
-
-
-def configuration(name: str) -> str:
-    """Of accelerate, in the documentation."""
-
-    return str(ROOT / "docs" / "accelerate" / f"{name}.yaml")
-
-
-def _become(accelerator: Accelerator, kind: DistributedType) -> None:
-    accelerator.state.distributed_type = PartialState._shared_state["distributed_type"] = kind
-
-
-def _when_built(change: Callable[[Accelerator], None]) -> None:
     from vdm_diffusers import train as train_command
 
     build = train_command.build_accelerator
 
-    def build_changed(config: TrainingConfig) -> Accelerator:
+    def build_sharding(config: TrainingConfig) -> Accelerator:
         accelerator = build(config)
-        change(accelerator)
+        accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
+        accelerator.state.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
         return accelerator
 
-    train_command.build_accelerator = build_changed
+    train_command.build_accelerator = build_sharding
+
+
+def configuration(name: str) -> str:
+    """Of accelerate, in the documentation."""
+    return str(ROOT / "docs" / "accelerate" / f"{name}.yaml")
 
 
 def train_vdm_with(options: dict, prepare: Callable | None = None) -> None:

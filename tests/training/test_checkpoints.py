@@ -33,7 +33,7 @@ from vdm_diffusers.training.checkpoints import folders
 from vdm_diffusers.training.checkpoints.folders import find_checkpoints, latest_checkpoint
 from vdm_diffusers.training.checkpoints.state import RunState
 from vdm_diffusers.training.config import TrainingConfig
-from vdm_diffusers.training.resuming import compare_runs, describe_run
+from vdm_diffusers.training.resuming import Run
 from vdm_diffusers.training.sample_grids import draw_samples, save_samples
 
 
@@ -422,7 +422,8 @@ def on_a_disk_of_its_own(options: str, folder: Path, script: str) -> subprocess.
     flags = [part for name, value in (TINY | LONG).items() for part in (f"--{name}", str(value))]
     train = shlex.join([sys.executable, SCRIPT, *flags, "--output_dir", f"{folder}/out"])
     script = f"mount -t tmpfs -o {options} tmpfs {folder}; cd {folder}; TRAIN='{train}'; {script}"
-    return subprocess.run([*NAMESPACE, "bash", "-c", script], capture_output=True, text=True)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}  # as many threads as the processes of `Ranks` have
+    return subprocess.run([*NAMESPACE, "bash", "-c", script], capture_output=True, text=True, env=environment)
 
 
 @pytest.mark.slow
@@ -486,10 +487,8 @@ def test_other_options_are_refused_unless_allowed(whole, tmp_path, train, capsys
 
 @pytest.mark.parametrize(("lr_scheduler", "differences"), [("constant_with_warmup", 0), ("cosine", 1)])
 def test_a_later_end_is_another_option_where_the_learning_rate_depends_on_it(lr_scheduler, differences):
-    then, now = (
-        describe_run(TrainingConfig(max_train_steps=steps, lr_scheduler=lr_scheduler), load_digits(), 1) for steps in (6, 7)
-    )
-    assert len(compare_runs(then, now, allow_config_change=True)) == differences
+    then, now = (Run.of(TrainingConfig(max_train_steps=steps, lr_scheduler=lr_scheduler), load_digits(), 1) for steps in (6, 7))
+    assert len(now.changes_since(then, allow_config_change=True)) == differences
 
 
 def test_another_model_is_refused_even_if_options_may_change(whole, tmp_path, train):

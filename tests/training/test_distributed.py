@@ -187,7 +187,6 @@ def test_gradients_of_both_objectives_scale_with_the_loss():
         ("one_machine", "MULTI_GPU", 1, 8),
         ("several_machines", "MULTI_GPU", 8, 64),
         ("fsdp", "FSDP", 1, 8),
-        ("deepspeed", "DEEPSPEED", 1, 8),
     ],
 )
 def test_configurations_of_the_documentation_are_ones_of_accelerate(name, kind, num_machines, num_processes):
@@ -196,10 +195,18 @@ def test_configurations_of_the_documentation_are_ones_of_accelerate(name, kind, 
     assert config.distributed_type == kind
 
 
-@pytest.mark.parametrize(("kind", "name"), [("FSDP", "FSDP version 1"), ("MEGATRON_LM", "MEGATRON_LM")])
-def test_other_ways_to_shard_are_refused_before_anything_happens(train, tmp_path, monkeypatch, kind, name):
-    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType(kind))
-    with pytest.raises(SystemExit, match=f"accelerate is configured for {name}, but only FSDP version 2 and DeepSpeed"):
+@pytest.mark.parametrize("library", ["DeepSpeed", "Megatron-LM"])
+def test_other_libraries_are_refused_before_accelerate_imports_them(train, tmp_path, monkeypatch, library):
+    monkeypatch.setenv(f"ACCELERATE_USE_{library.upper().replace('-', '_')}", "true")
+    refused = f"accelerate is configured for {library}, but only FSDP version 2 divides .* docs/accelerate/fsdp.yaml`"
+    with pytest.raises(SystemExit, match=refused):
+        train()
+    assert not (tmp_path / "out").exists()
+
+
+def test_version_1_of_fsdp_is_refused_before_anything_happens(train, tmp_path, monkeypatch):
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.FSDP)
+    with pytest.raises(SystemExit, match="accelerate is configured for FSDP version 1, but only FSDP version 2 divides"):
         train()
     assert not (tmp_path / "out").exists()
 

@@ -16,15 +16,15 @@ from diffusers import DiffusionPipeline
 from processes import Ranks, train_vdm_with
 from safetensors.torch import load_file
 from test_checkpoints import assert_identical, state
-from torch.distributed.checkpoint import CheckpointException
 
 from vdm_diffusers import VDM
 from vdm_diffusers.data import ImageDataset, load_digits
-from vdm_diffusers.training.checkpoints.folders import find_checkpoint, read_manifest, verify_checkpoint
+from vdm_diffusers.training.checkpoints.folders import find_checkpoint, verify_checkpoint
+from vdm_diffusers.training.checkpoints.manifests import read_manifest
 from vdm_diffusers.training.checkpoints.state import unusable
 from vdm_diffusers.training.config import TrainingConfig
 from vdm_diffusers.training.placement.shards import load_shards, save_shards
-from vdm_diffusers.training.resuming import compare_runs, describe_run
+from vdm_diffusers.training.resuming import Run
 
 
 class Payload:
@@ -194,7 +194,9 @@ MANIFESTS = {
     "not a number": (replace("options", "dropout", by=float("nan")), "manifest.json is damaged"),
     "no batch size": (without("options", "train_batch_size"), "the option `train_batch_size` is no positive number"),
     "options of another kind": (replace("options", by=[]), "no `options` by name"),
-    "placement": (replace("placement", by=3), "`placement` is no text"),
+    "placement": (replace("placement", by=3), "`placement` is 3, which is none"),
+    "a list for a placement": (replace("placement", by=[]), "which is none"),
+    "labels": (replace("data", "labels", by=3), "`labels` of `data` is no hash"),
     "data": (replace("data", by={}), "`data` has no `name`"),
     "fingerprint": (replace("data", "fingerprint", by=3), "`data` has no `name`"),
 }
@@ -208,6 +210,13 @@ def test_a_manifest_that_says_nonsense_is_refused_in_a_sentence(checkpoint, tmp_
     assert "\n" not in str(error.value)
 
 
+def test_a_run_by_deepspeed_is_refused_in_a_sentence(checkpoint, train):
+    (checkpoint / "optimizer.bin").rename(checkpoint / "optimizer_0.bin")
+    rewrite_manifest(checkpoint, replace("placement", by="trained by DeepSpeed at ZeRO stage 2"))
+    with pytest.raises(SystemExit, match="a run by DeepSpeed, which can't be resumed any more: .* sharded by FSDP"):
+        train(resume_from_checkpoint="latest", max_train_steps=2)
+
+
 @pytest.mark.parametrize("content", ["[]", "3", "null", '"x"', "[" * 100_000, "{", "\ud800", "1" * 5000])
 def test_a_manifest_that_is_none_is_refused_in_a_sentence(checkpoint, content):
     (checkpoint / "manifest.json").write_bytes(content.encode(errors="surrogatepass"))
@@ -217,29 +226,29 @@ def test_a_manifest_that_is_none_is_refused_in_a_sentence(checkpoint, content):
 
 @pytest.mark.parametrize("name, value", [("unheard_of", 1), ("dropout", "0.1"), ("seed", True), ("weighting", "eval")])
 def test_options_of_a_manifest_that_are_none_are_refused(name, value):
-    now = describe_run(TrainingConfig(), load_digits(), 1)
-    then = now | {"options": now["options"] | {name: value}}
+    now = Run.of(TrainingConfig(), load_digits(), 1)
+    then = dataclasses.replace(now, options=now.options | {name: value})
     with pytest.raises(ValueError, match=f"here are no options --{name} {value!r}. Train the finished model on"):
-        compare_runs(then, now, allow_config_change=True)
+        now.changes_since(then, allow_config_change=True)
 
 
 def test_options_that_came_later_may_be_missing():
-    now = describe_run(TrainingConfig(), load_digits(), 1)
-    then = now | {"options": {name: value for name, value in now["options"].items() if name != "weighting"}}
-    assert compare_runs(then, now, allow_config_change=False) == []
+    now = Run.of(TrainingConfig(), load_digits(), 1)
+    then = dataclasses.replace(now, options={name: value for name, value in now.options.items() if name != "weighting"})
+    assert now.changes_since(then, allow_config_change=False) == []
 
 
 def test_other_labels_are_refused_where_a_checkpoint_knows_its_own():
     data = load_digits("label")
-    now = describe_run(TrainingConfig(label_column="label"), data, 1)
+    now = Run.of(TrainingConfig(label_column="label"), data, 1)
     rows = [row | {"label": (row["label"] + 1) % 10} for row in data.train.rows]
     other = dataclasses.replace(data, train=ImageDataset(rows, "image", "label"))
-    then = describe_run(TrainingConfig(label_column="label"), other, 1)
-    assert then["data"]["fingerprint"] == now["data"]["fingerprint"]
+    then = dataclasses.asdict(Run.of(TrainingConfig(label_column="label"), other, 1))
+    assert then["data"]["fingerprint"] == now.data.fingerprint
     with pytest.raises(ValueError, match="goes on from a run on 'digits' with other labels than those of 'digits'"):
-        compare_runs(then, now, allow_config_change=True)
+        now.changes_since(Run.from_manifest(then), allow_config_change=True)
     then["data"].pop("labels")  # as those of earlier versions
-    assert compare_runs(then, now, allow_config_change=False) == []
+    assert now.changes_since(Run.from_manifest(then), allow_config_change=False) == []
 
 
 def test_shards_come_back_as_they_were(tmp_path):
@@ -261,10 +270,18 @@ def test_forged_shards_run_nothing(tmp_path, place):
     save_shards({"tensor": torch.zeros(2), "value": value}, tmp_path / "shards")
     if place == "metadata":
         (tmp_path / "shards" / ".metadata").write_bytes(pickle.dumps(Payload(tmp_path / "proof")))
-    with pytest.raises((CheckpointException, pickle.UnpicklingError)) as error:
+    with pytest.raises(pickle.UnpicklingError) as error:
         load_shards({"tensor": torch.zeros(2), "value": 0.0}, tmp_path / "shards")
     assert "is refused: it holds something other than tensors" in unusable(error.value)
     assert not (tmp_path / "proof").exists()
+
+
+def test_shards_of_another_model_are_said_to_be_so(tmp_path):
+    save_shards({"tensor": torch.zeros(2)}, tmp_path)
+    for other in ({"tensor": torch.zeros(3)}, {"weight": torch.zeros(2)}):
+        with pytest.raises(Exception) as error:
+            load_shards(other, tmp_path)
+        assert "is one of another model than these options make" in unusable(error.value)
 
 
 def test_shards_that_lie_elsewhere_are_refused(tmp_path):

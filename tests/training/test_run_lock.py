@@ -10,7 +10,8 @@ import pytest
 from processes import Ranks, train_vdm_with
 
 from vdm_diffusers.training.checkpoints.folders import find_checkpoints
-from vdm_diffusers.training.run_lock import LOCKS, RunLock, in_use, is_in_use
+from vdm_diffusers.training.output_files import LOCKS
+from vdm_diffusers.training.run_lock import RunLock, in_use, is_in_use
 
 
 def hold(folder: Path, process_index: int = 0) -> None:

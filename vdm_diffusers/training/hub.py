@@ -18,19 +18,16 @@ from ..data.images import ImageData
 from ..guards.secrecy import files_with_secrets, reason
 from ..units import BITS_PER_DIM, Unit
 from ..vdm import VDM
-from .checkpoints.folders import ALL_NAMES
 from .config import TrainingConfig
+from .output_files import CARD, CONFIG, NOISE_SCHEDULE, NOT_UPLOADED, SAMPLES, STAGING
 from .resuming import FREE_OPTIONS
-from .run_lock import LOCKS
 
 
-STAGING = ".upload"
-NOT_UPLOADED = [ALL_NAMES, f"{STAGING}/**", f"{LOCKS}/**"]
 TASK = "unconditional-image-generation"
 MAX_NAMES = 100
 """Of classes, that a card lists."""
 
-CARD = """---
+TEMPLATE = """---
 {metadata}
 ---
 
@@ -46,7 +43,7 @@ trained with vdm_diffusers{progress}.{preparation}
 The bound is an estimate by the moving average of the weights, ± its standard error, over every one of these images
 {num_repeats} times. {source}
 
-![samples](samples.png)
+![samples]({samples_file})
 
 {num_samples} samples in {num_inference_steps} steps, from the seed {seed}.
 
@@ -74,11 +71,11 @@ images = pipe({asked}, num_inference_steps=20{output_type}).images
 
 {schedule}, γ = −log SNR from {gamma_0:.4f} to {gamma_1:.4f}:
 
-![noise schedule](noise_schedule.png)
+![noise schedule]({schedule_file})
 
 ## Training
 
-{step} steps by `accelerate launch train_vdm.py training_config.json`; of the options that matter to the weights, these
+{step} steps by `accelerate launch train_vdm.py {config_file}`; of the options that matter to the weights, these
 are not defaults:
 
 ```json
@@ -88,7 +85,7 @@ are not defaults:
 
 
 def save_model_card(folder: Path, config: TrainingConfig, data: ImageData, vdm: VDM, metrics: dict) -> None:
-    """Write `README.md`, made from what was measured.
+    """Write the card of a model from what was measured.
 
     Args:
         metrics (`dict`): The fields of a [`VariationalBound`], `step`, `num_images` and `num_repeats`; at the end of training
@@ -97,7 +94,7 @@ def save_model_card(folder: Path, config: TrainingConfig, data: ImageData, vdm: 
     name = config.hub_model_id or Path(config.output_dir).name
     channels, height, width = data.shape
     gamma_0, gamma_1 = vdm.noise_schedule.chain(1).tolist()
-    content = CARD.format(
+    content = TEMPLATE.format(
         metadata=_metadata(name, config, data, metrics, vdm.unit),
         title=_plain(Path(name).name),
         data=_plain(data.name),
@@ -115,13 +112,16 @@ def save_model_card(folder: Path, config: TrainingConfig, data: ImageData, vdm: 
         output_type="" if vdm.to_pipeline().has_pictures else ', output_type="np"',
         classes=_classes(vdm),
         schedule=type(vdm.noise_schedule).__name__,
+        schedule_file=NOISE_SCHEDULE,
+        samples_file=SAMPLES,
+        config_file=CONFIG,
         gamma_0=gamma_0,
         gamma_1=gamma_1,
         options=json.dumps(_options_given(config), indent=2),
         **{key: metrics[key] for key in ("num_images", "num_repeats", "step")},
         **{key: getattr(config, key) for key in ("num_samples", "num_inference_steps", "seed")},
     )
-    populate_model_card(ModelCard(content), ["variational-diffusion-model", TASK]).save(folder / "README.md")
+    populate_model_card(ModelCard(content), ["variational-diffusion-model", TASK]).save(folder / CARD)
 
 
 def _asked(vdm: VDM) -> str:
@@ -264,7 +264,7 @@ class Uploads:
         if self.under_way is not None and not self.under_way.done():
             return None
         shutil.rmtree(self.staging, ignore_errors=True)
-        return shutil.copytree(self.folder, self.staging, ignore=shutil.ignore_patterns("*checkpoint-*", STAGING, LOCKS))
+        return shutil.copytree(self.folder, self.staging, ignore=shutil.ignore_patterns(*NOT_UPLOADED))
 
     def start(self, step: int) -> None:
         """Upload what has been staged, in the background."""
@@ -302,4 +302,4 @@ def _kept_back(folder: Path) -> list[str]:
     secret = [path.relative_to(folder).as_posix() for path in files_with_secrets(folder)]
     if secret:
         warnings.warn(f"{secret} of {str(folder)!r} hold an access token: they are not uploaded.", stacklevel=2)
-    return NOT_UPLOADED + [escape(path) for path in secret]
+    return [f"{folder}/**" for folder in NOT_UPLOADED] + [escape(path) for path in secret]

@@ -14,19 +14,19 @@ from ..data.images import ImageData
 from ..vdm import VDM
 from .checkpoints.folders import find_checkpoints
 from .config import TrainingConfig
-from .resuming import describe_run, images_a_step
+from .resuming import Run
 
 
 @dataclass
 class Needs:
-    """Bytes that a run takes, and those that there are.
+    """The memory and the disk space that a run takes, in bytes.
 
     Attributes:
         state (`int`): Of memory, on each process: weights, gradients, AdamW's two moments, moving average.
         activations (`int`): Of memory, on each process: what the denoiser keeps of a batch for its backward pass.
         checkpoint (`int`): Of disk, for one checkpoint.
-        disk (`int`): Of disk that are free now: checkpoints, one more while it is written, the pipeline.
-        free_disk (`int`): What is free now.
+        disk (`int`): Of disk, still to come: checkpoints, one more while it is written, the pipeline.
+        free_disk (`int`): Of disk, free now.
     """
 
     state: int
@@ -37,7 +37,7 @@ class Needs:
 
 
 def needs_of(config: TrainingConfig, vdm: VDM) -> Needs:
-    """What a run with these options takes, in float32 and without sharding; the activations are the denoiser's."""
+    """What a run with these options takes, in float32 and without sharding."""
     weights = sum(_num_bytes(tensor) for tensor in vdm.state_dict().values())
     trained = sum(_num_bytes(parameter) for parameter in vdm.parameters() if parameter.requires_grad)
     average = sum(_num_bytes(parameter) for parameter in vdm.parameters())
@@ -54,17 +54,15 @@ def needs_of(config: TrainingConfig, vdm: VDM) -> Needs:
     )
 
 
-def steps_an_epoch(run: dict, data: ImageData) -> int:
-    """Whole steps in an epoch of a run as [`describe_run`] gives it; `ValueError` if there is none."""
-    images = images_a_step(run)
-    if len(data.train) < images:
-        options = run["options"]
+def steps_an_epoch(run: Run, data: ImageData) -> int:
+    """The whole steps in an epoch; `ValueError` if there are fewer images than a step takes."""
+    if len(data.train) < run.images_a_step:
         raise ValueError(
-            f"`--train_batch_size` {options['train_batch_size']} on {run['num_processes']} processes, times"
-            f" `--gradient_accumulation_steps` {options['gradient_accumulation_steps']}, takes {images} images a step, but"
-            f" {data.name!r} has {len(data.train)}: lower it."
+            f"`--train_batch_size` {run.options['train_batch_size']} on {run.num_processes} processes, times"
+            f" `--gradient_accumulation_steps` {run.options['gradient_accumulation_steps']}, takes {run.images_a_step} images a"
+            f" step, but {data.name!r} has {len(data.train)}: lower it."
         )
-    return len(data.train) // images
+    return len(data.train) // run.images_a_step
 
 
 def check_disk_space(config: TrainingConfig, needs: Needs) -> None:
@@ -80,10 +78,10 @@ def check_disk_space(config: TrainingConfig, needs: Needs) -> None:
 def describe_plan(
     config: TrainingConfig, data: ImageData, vdm: VDM, num_processes: int, device: torch.device, sharded: bool = False
 ) -> str:
-    """All of it, in lines for a terminal."""
+    """The plan of a run, in lines for a terminal."""
     needs = needs_of(config, vdm)
     state, whose = (needs.state / num_processes, "shards of ") if sharded else (needs.state, "")
-    run = describe_run(config, data, num_processes)
+    run = Run.of(config, data, num_processes)
     channels, height, width = data.shape
     if isinstance(data.train, IterableDataset):
         train, epochs = "a stream", ""
@@ -97,7 +95,7 @@ def describe_plan(
         f" {levels}, {'no' if data.num_classes is None else data.num_classes} classes{prepared}{left_out}",
         "denoiser": f"{type(vdm.unet).__name__}, {num_parameters(vdm.unet):,} parameters",
         "noise schedule": f"{type(vdm.noise_schedule).__name__}, {num_parameters(vdm.noise_schedule):,} parameters",
-        "steps": f"{config.max_train_steps:,} of {images_a_step(run):,} images: {num_processes} processes × batch"
+        "steps": f"{config.max_train_steps:,} of {run.images_a_step:,} images: {num_processes} processes × batch"
         f" {config.train_batch_size} × {config.gradient_accumulation_steps}{epochs}",
         "device": f"{device.type}, {config.mixed_precision} mixed precision",
         "memory": f"{in_units(state)} for {whose}weights, gradients, AdamW and average on each process, and about"

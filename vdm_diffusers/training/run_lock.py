@@ -1,7 +1,7 @@
-"""A folder belongs to one run: locks that live as long as its processes, whatever ends them.
+"""One run at a time in a folder: locks that last as long as the processes of the run, however they end.
 
-Every process of a run holds a lock of its own, so that a folder whose first process has been killed is not free before the
-others have ended too. Locks are advisory ones of the file system (`flock`), which machines that share it share.
+Every process of a run holds a lock of its own, so that the folder is not free before all of them have ended, even if the first
+one is killed. The locks are advisory ones of the file system (`flock`), seen by all machines that share it.
 """
 
 import json
@@ -12,18 +12,18 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from .output_files import LOCKS
 
-LOCKS = ".run-lock"
-"""The folder of a run's locks. Its files stay when the run has ended: else two processes could lock files of one name."""
+
 PATIENCE = 2.0
-"""Seconds to wait for a lock that is only being looked at, or whose process is just ending."""
+"""Seconds to wait for a lock that another process holds for a moment, to test it or because it is just ending."""
 
 
 class RunLock:
     """
     Keeps other runs out of a folder while it is entered.
 
-    Enter it on the first process, then on the others: `ValueError` if another run holds the folder, or if it can't be locked.
+    Enter it on the first process, then on the others. `ValueError` if another run holds the folder or if it can't be locked.
 
     Args:
         folder (`Path`): Made if need be.
@@ -57,7 +57,7 @@ class RunLock:
 
 
 def is_in_use(folder: Path) -> bool:
-    """Whether a run holds a folder now; nothing is written."""
+    """Whether a run holds a folder now. Nothing is written."""
     try:
         _try_all(folder / LOCKS, patience=0)
     except Timeout:
@@ -68,7 +68,7 @@ def is_in_use(folder: Path) -> bool:
 
 
 def in_use(folder: Path) -> str:
-    """What to say of a folder that another run holds."""
+    """The message for a folder that another run holds."""
     try:
         holder = json.loads((folder / LOCKS / "holder.json").read_text())
         whose = f", that of process {int(holder['pid'])} on {str(holder['host'])!r} or of what it has started"
@@ -78,7 +78,7 @@ def in_use(folder: Path) -> str:
 
 
 def is_lock(path: Path) -> bool:
-    """Whether a path in an output folder is that of its locks, which a run neither counts as contents nor deletes."""
+    """Whether a path is the folder of locks, which is neither counted among the contents of an output folder nor deleted."""
     return path.name == LOCKS
 
 

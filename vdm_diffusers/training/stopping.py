@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT, which clusters send before they take a machine away: a run ends between two of its steps."""
+"""Stopping between two steps at SIGTERM or SIGINT, which clusters send before they take a machine away."""
 
 import signal
 
@@ -7,15 +7,15 @@ import torch.distributed as dist
 
 
 class TrainingStopped(Exception):
-    """A run has ended at a signal; its message says where, and how to go on."""
+    """A signal has ended the run; the message says after which step, and how to go on."""
 
 
 class StopSignals:
     """
-    Notes SIGTERM and SIGINT for as long as it is entered, instead of ending the process.
+    While it is entered, SIGTERM and SIGINT are noted and don't end the process.
 
-    Enter it on every process: where there are several, they agree over a group of their own, on the CPU, so that no
-    accelerator has to be waited for.
+    Enter it on every process. Several processes agree over a group of their own on the CPU, so that they needn't wait for
+    their accelerators.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -34,12 +34,12 @@ class StopSignals:
         self.received = number
 
     def agreed(self) -> signal.Signals | None:
-        """The signal that any of the processes has received. Call it on all of them alike, for they wait for each other."""
+        """The signal that one of the processes has received, if any. Call it on all of them, for they wait for each other."""
         number = self._highest(self.received)
         return signal.Signals(number) if number else None
 
     def any(self, condition: bool) -> bool:
-        """Whether a condition holds on any of the processes. Call it on all of them alike."""
+        """Whether a condition holds on one of the processes. Call it on all of them, for they wait for each other."""
         return bool(self._highest(int(condition)))
 
     def _highest(self, value: int) -> int:

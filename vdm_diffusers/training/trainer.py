@@ -26,22 +26,22 @@ from ..randomness import counted_generator
 from ..units import BITS_PER_DIM
 from ..vdm import VDM, VDMLoss, stratified_times
 from .augmentations import AUGMENTATIONS
-from .checkpoints.folders import CheckpointError, latest_checkpoint, read_manifest, save_checkpoint
+from .checkpoints.folders import CheckpointError, latest_checkpoint, save_checkpoint
+from .checkpoints.manifests import read_manifest
 from .checkpoints.state import RunState, unusable
 from .config import TrainingConfig
 from .health import check_schedule, drifted_end_points, first_not_finite
 from .optimizers import build_optimizer
-from .placement.choice import describe_placement, placement_of
+from .output_files import CHECKPOINT, NOISE_SCHEDULE, UNREADABLE, samples_of
+from .placement.choice import place, placement_of
 from .planning import steps_an_epoch
-from .resuming import describe_run
+from .resuming import Run
 from .sample_grids import draw_samples, save_samples
 from .stopping import StopSignals, TrainingStopped
 
 
 SHOWN_UNREADABLE = 3
 """So many images of a stream that can't be read are reported on the terminal, each when it comes."""
-UNREADABLE = "unreadable_images.txt"
-"""Lists, in the run's folder, the images that were left out because they can't be read."""
 
 
 class History:
@@ -96,7 +96,7 @@ class Trainer:
     ):
         self.accelerator, self.config, self.vdm, self.data, self.publish = accelerator, config, vdm, data, publish
         self.output_dir = Path(config.output_dir)
-        self.run = describe_run(config, data, accelerator.num_processes, describe_placement(accelerator))
+        self.run = Run.of(config, data, accelerator.num_processes, placement_of(accelerator))
         optimizer = build_optimizer(config, vdm)
         self.lr_scheduler = get_scheduler(
             config.lr_scheduler,
@@ -104,7 +104,7 @@ class Trainer:
             num_warmup_steps=config.lr_warmup_steps,
             num_training_steps=config.max_train_steps,
         )
-        self.placement = placement_of(accelerator, vdm, config)
+        self.placement = place(accelerator, vdm, config)
         self.model, self.optimizer, self.loader = self.placement.prepare(optimizer, self._build_loader())
         self.ema = self.placement.moving_average(decay=config.ema_decay, use_ema_warmup=True, power=0.75)
         self.history = History()
@@ -114,7 +114,6 @@ class Trainer:
         self.unreadable: set[str] = set()
         if checkpoint is not None:
             self._load(checkpoint)
-            self.ema.to(accelerator.device)
         self.progress = tqdm(
             total=config.max_train_steps,
             initial=self.history.step,
@@ -152,7 +151,7 @@ class Trainer:
                 if self._is_due(self.config.checkpointing_steps):
                     self._save_checkpoint()
         self.progress.close()
-        self.ema.copy_to(self.vdm.parameters())
+        self.ema.copy_to(self.placement.parameters())
         return self.accelerator.unwrap_model(self.placement.whole_model(), keep_fp32_wrapper=False)
 
     def _is_due(self, interval: int) -> bool:
@@ -218,7 +217,7 @@ class Trainer:
                 self.optimizer.step()
                 self.optimizer.zero_grad()
         self.lr_scheduler.step()
-        self.ema.step(self.vdm.parameters())
+        self.ema.step(self.placement.parameters())
         self.not_reduced.append(torch.cat([torch.stack(moments).mean(0), norm.detach().reshape(1)]))
         self.history.step += 1
         self.progress.update()
@@ -303,10 +302,11 @@ class Trainer:
         step, record = self.history.step, self.history.validation[-1]
         with self._going_on_without("the log and the pictures"):
             self.accelerator.log({f"validation/{name}": value for name, value in record.items() if type(value) is float}, step)
-            save_noise_schedule(self.history.schedules, self.output_dir / "noise_schedule.png")
+            save_noise_schedule(self.history.schedules, self.output_dir / NOISE_SCHEDULE)
             if samples:
-                (self.output_dir / "samples").mkdir(exist_ok=True)
-                save_samples(samples, vdm, self.output_dir / "samples" / f"step-{step}.png")
+                path = self.output_dir / samples_of(step)
+                path.parent.mkdir(exist_ok=True)
+                save_samples(samples, vdm, path)
             publish = self.publish if 0 < step < self.config.max_train_steps else None
             if publish is not None and (warning := publish(vdm, self.history)):
                 self._warn(warning)
@@ -326,12 +326,12 @@ class Trainer:
     @contextmanager
     def _averaged_weights(self) -> Iterator[VDM]:
         """A model with the moving average of the weights, while it lasts."""
-        self.ema.store(self.vdm.parameters())
-        self.ema.copy_to(self.vdm.parameters())
+        self.ema.store(self.placement.parameters())
+        self.ema.copy_to(self.placement.parameters())
         try:
             yield self.placement.whole_model()
         finally:
-            self.ema.restore(self.vdm.parameters())
+            self.ema.restore(self.placement.parameters())
 
     def _checkpoint(self) -> None:
         self._reduce_window()
@@ -353,7 +353,7 @@ class Trainer:
 
     def _leave_checkpoint(self) -> None:
         """Write the checkpoint with which a run ends early."""
-        if not (self.output_dir / f"checkpoint-{self.history.step}").exists():
+        if not (self.output_dir / f"{CHECKPOINT}{self.history.step}").exists():
             self._checkpoint()
         self.progress.close()
 
@@ -367,7 +367,7 @@ class Trainer:
             raise DataError(f"{error} {self._way_on()}") from error
 
     def _way_on(self) -> str:
-        return f"checkpoint-{self.history.step} is written, go on from it by `--resume_from_checkpoint latest`."
+        return f"{CHECKPOINT}{self.history.step} is written, go on from it by `--resume_from_checkpoint latest`."
 
     def _note_unreadable(self, sentences: Sequence[str]) -> None:
         """List images that were left out, in the run's folder, and the first of them on the terminal."""
@@ -381,7 +381,7 @@ class Trainer:
 
     def _load(self, checkpoint: Path) -> None:
         """Go on from a checkpoint; random numbers are its own if it is one of as many processes, else drawn anew."""
-        same_processes = read_manifest(checkpoint)["num_processes"] == self.accelerator.num_processes
+        same_processes = read_manifest(checkpoint).run.num_processes == self.accelerator.num_processes
         failure = None
         try:
             self.state.load(checkpoint, with_random_states=same_processes)

@@ -1,4 +1,4 @@
-"""Checkpoints as they were before their state was JSON: pickles of accelerate, read as tensors and plain values alone."""
+"""Checkpoints of the first versions, whose state is pickled by accelerate. Only tensors and plain values are read from them."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,7 +11,7 @@ from .files import EARLIER, random_states
 
 
 def read_state(folder: Path, parts: Iterable[str]) -> dict[str, dict]:
-    """The state of these parts, by name; `UnpicklingError` for anything but tensors and plain values."""
+    """The state of each of these parts; `UnpicklingError` for anything but tensors and plain values."""
     return {name: torch.load(folder / EARLIER[name], map_location="cpu", weights_only=True) for name in parts}
 
 
@@ -21,7 +21,7 @@ def read_average(folder: Path) -> list[Tensor]:
 
 
 def read_random_states(folder: Path, process_index: int) -> dict:
-    """Those of one process, as they are written now."""
+    """The random states of one process, in the form in which they are written now."""
     states = load(folder / random_states(process_index, earlier=True), weights_only=True)
     kind, key, position, has_gauss, gauss = states["numpy_random_seed"]
     numpy_state = {"bit_generator": kind, "state": {"key": key, "pos": position}, "has_gauss": has_gauss, "gauss": gauss}

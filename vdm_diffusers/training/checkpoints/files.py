@@ -1,9 +1,22 @@
 """The files of a checkpoint by their names: those written now, and those of the first versions."""
 
+from collections.abc import Set
+
+from ..resuming import Placement, Run
+
+
+MANIFEST = "manifest.json"
+STATE = "run_state.json"
 MODEL, OPTIMIZER, AVERAGE = "model.safetensors", "optimizer.bin", "moving_average.safetensors"
 SHARDED_MODEL, SHARDED_OPTIMIZER, SHARDED_AVERAGE = "pytorch_model_fsdp_0", "optimizer_0", "moving_average"
-"""Folders, where the model is in shards."""
-STATE = "run_state.json"
+"""Folders of shards."""
+
+OF_PLACEMENT = {
+    Placement.WHOLE: {MODEL, OPTIMIZER, AVERAGE},
+    Placement.SHARDED: {f"{folder}/.metadata" for folder in (SHARDED_MODEL, SHARDED_OPTIMIZER, SHARDED_AVERAGE)},
+    Placement.DEEPSPEED: {MODEL, AVERAGE},
+}
+"""What has the weights, the optimiser's state and the moving average."""
 
 EARLIER = {
     "lr_scheduler": "custom_checkpoint_0.pkl",
@@ -12,33 +25,18 @@ EARLIER = {
     "stream": "custom_checkpoint_3.pkl",
     "gradient_scaler": "scaler.pt",
 }
-"""Where the parts of a run's state were before it had a file of its own."""
-
-
-def optimizer_part(process_index: int) -> str:
-    """What a process has of the optimiser's state where DeepSpeed divides it."""
-    return f"optimizer_{process_index}.bin"
+"""What had the parts of [`STATE`], and `AVERAGE`, in the first versions."""
 
 
 def random_states(process_index: int, earlier: bool = False) -> str:
-    """Those of one process."""
+    """The file of one process's random states."""
     return f"random_states_{process_index}.{'pkl' if earlier else 'json'}"
 
 
-def needed_files(listed: set[str], placement: str, num_processes: int) -> set[str]:
-    """What a checkpoint can't be without.
-
-    Args:
-        listed (`set[str]`): What it has.
-        placement (`str`): Where its model was, as its manifest says.
-        num_processes (`int`): Of its run.
-    """
-    earlier, sharded = STATE not in listed, "FSDP" in placement
-    needed = {random_states(index, earlier) for index in range(num_processes)}
-    needed |= {EARLIER[name] for name in ("lr_scheduler", "moving_average", "history")} if earlier else {STATE}
-    if sharded:
-        return needed | {f"{folder}/.metadata" for folder in (SHARDED_MODEL, SHARDED_OPTIMIZER, SHARDED_AVERAGE)}
-    needed |= {MODEL} if earlier else {MODEL, AVERAGE}
-    if "DeepSpeed" not in placement:
-        return needed | {OPTIMIZER}
-    return needed | {optimizer_part(index) for index in range(1 if placement.endswith("stage 0") else num_processes)}
+def needed_files(listed: Set[str], run: Run) -> set[str]:
+    """The files without which a checkpoint of this run is none; `listed` are those that it has."""
+    earlier = STATE not in listed
+    needed = OF_PLACEMENT[run.placement] | {random_states(index, earlier) for index in range(run.num_processes)}
+    if earlier:
+        return needed - {AVERAGE} | {EARLIER[name] for name in ("lr_scheduler", "moving_average", "history")}
+    return needed | {STATE}

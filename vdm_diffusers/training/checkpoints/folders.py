@@ -4,8 +4,6 @@ A checkpoint is written under another name, hashed into a manifest, forced to th
 or failing disk leaves behind, its name or its manifest tells it from a checkpoint.
 """
 
-import hashlib
-import json
 import os
 import re
 import shutil
@@ -17,15 +15,16 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from safetensors import SafetensorError
-from torch.distributed.checkpoint import CheckpointException
 
-from .manifests import fault_of
+from ..output_files import CHECKPOINT
+from ..resuming import Run
+from .files import MANIFEST
+from .manifests import Manifest, WrittenFile, read_manifest
 
 
-MANIFEST = "manifest.json"
-NAME = re.compile(r"checkpoint-(\d+)")
-ALL_NAMES = "*checkpoint-*/**"
-"""What matches the files of all checkpoints, whole, partial and set aside."""
+NAME = re.compile(rf"{CHECKPOINT}(\d+)")
+PARTIAL, UNUSED = "partial-", "unused-"
+"""Before the name of a folder that is being written or deleted, and of one that no run goes on from."""
 
 
 class CheckpointError(Exception):
@@ -33,22 +32,21 @@ class CheckpointError(Exception):
 
 
 def save_checkpoint(
-    accelerator: Accelerator, save: Callable[[Path], None], output_dir: Path, step: int, facts: dict, limit: int
+    accelerator: Accelerator, save: Callable[[Path], None], output_dir: Path, step: int, run: Run, limit: int
 ) -> None:
     """
-    Write `checkpoint-{step}` with the state of all processes, then delete all but the newest `limit` checkpoints.
+    Write the checkpoint of a step with the state of all processes, then delete all but the newest `limit` checkpoints.
 
     Args:
         save (`Callable`): Writes the state into a folder; called on all processes.
-        facts (`dict`): What the manifest shall say of the run besides its files.
 
     Raises:
-        `CheckpointError`: on all processes if it fails on one of them.
+        `CheckpointError`: on all processes if one of them fails.
     """
-    partial = output_dir / f"partial-checkpoint-{step}"
+    partial = output_dir / f"{PARTIAL}{CHECKPOINT}{step}"
     try:
         _on_all(accelerator, lambda: save(partial))
-        _on_all(accelerator, lambda: accelerator.is_main_process and _publish(partial, facts | {"step": step}, limit))
+        _on_all(accelerator, lambda: accelerator.is_main_process and _publish(partial, run, step, limit))
     except CheckpointError:
         if accelerator.is_main_process:
             shutil.rmtree(partial, ignore_errors=True)
@@ -56,58 +54,33 @@ def save_checkpoint(
 
 
 def find_checkpoints(output_dir: Path) -> list[Path]:
-    """The checkpoints of an output folder, oldest first, verified or not."""
-    return sorted((path for path in output_dir.glob("checkpoint-*") if NAME.fullmatch(path.name)), key=step_of)
+    """The checkpoints of an output folder, oldest first, unverified."""
+    return sorted((path for path in output_dir.glob(f"{CHECKPOINT}*") if NAME.fullmatch(path.name)), key=step_of)
 
 
 def step_of(checkpoint: Path) -> int:
-    """The step that it was written after."""
+    """The step after which a checkpoint was written, by its name."""
     return int(NAME.fullmatch(checkpoint.name)[1])
 
 
-def read_manifest(checkpoint: Path) -> dict:
-    """The files of a checkpoint, its step, and the facts of its run; `ValueError` if it is missing, or none of a checkpoint."""
-    path = checkpoint / MANIFEST
-    try:
-        manifest = json.loads(path.read_text(), parse_constant=_refuse_constant)
-    except FileNotFoundError:
-        raise ValueError(f"{checkpoint} has no {MANIFEST}") from None
-    except OSError as error:
-        raise ValueError(f"{path} can't be read: {error.strerror}") from None
-    except (ValueError, RecursionError):
-        raise ValueError(f"{path} is damaged") from None
-    if fault := fault_of(manifest):
-        raise ValueError(f"{path} is damaged: {fault}")
-    return manifest
-
-
 def verify_checkpoint(checkpoint: Path) -> None:
-    """`ValueError`, naming the first file that is not as the manifest says, or not of it, unless there is none."""
+    """`ValueError`, naming the first file that is missing, has changed, or is not listed in the manifest."""
     manifest = read_manifest(checkpoint)
-    if NAME.fullmatch(checkpoint.name) and step_of(checkpoint) != manifest["step"]:
-        raise ValueError(f"{checkpoint} is of step {manifest['step']}, as its {MANIFEST} says")
+    if NAME.fullmatch(checkpoint.name) and step_of(checkpoint) != manifest.step:
+        raise ValueError(f"{checkpoint} is of step {manifest.step}, as its {MANIFEST} says")
     try:
-        for name, written in manifest["files"].items():
-            _verify(checkpoint / name, written)
+        for name, written in manifest.files.items():
+            written.verify(checkpoint / name)
         for path in sorted(checkpoint.rglob("*")):
             name = path.relative_to(checkpoint).as_posix()
-            if path.is_file() and name not in manifest["files"] and not name.startswith((MANIFEST, ".")):
+            if path.is_file() and name not in manifest.files and not name.startswith((MANIFEST, ".")):
                 raise ValueError(f"{path} is not one of its files")
     except OSError as error:
         raise ValueError(f"{error.filename} can't be read: {error.strerror}") from None
 
 
-def _verify(path: Path, written: dict) -> None:
-    if not path.is_file():
-        raise ValueError(f"{path} is missing")
-    if path.stat().st_size != written["size"]:
-        raise ValueError(f"{path} has {path.stat().st_size} bytes instead of {written['size']}")
-    if _digest(path) != written["sha256"]:
-        raise ValueError(f"{path} has changed since it was written")
-
-
 def latest_checkpoint(output_dir: Path) -> Path | None:
-    """The newest checkpoint that is as it was written; those passed over are named in warnings."""
+    """The newest checkpoint that is whole; a warning names each damaged one that is passed over."""
     for checkpoint in reversed(find_checkpoints(output_dir)):
         try:
             verify_checkpoint(checkpoint)
@@ -138,22 +111,22 @@ def find_checkpoint(name: str, output_dir: Path) -> Path:
 
 
 def _checkpoint_at(path: Path) -> Path:
-    """That path, or where it leads to if it is a symbolic link with a name of its own."""
+    """A path, or where it leads to if it is a symbolic link with another name than a checkpoint's."""
     return path if NAME.fullmatch(path.name) or not path.is_dir() else path.resolve()
 
 
 def clear_the_way(output_dir: Path, checkpoint: Path) -> None:
-    """Before a run goes on from `checkpoint`: delete what was never finished, and set later checkpoints aside, unused."""
-    for partial in output_dir.glob("partial-checkpoint-*"):
+    """Before a run goes on from `checkpoint`: delete unfinished checkpoints, and rename later ones, which are kept unused."""
+    for partial in output_dir.glob(f"{PARTIAL}{CHECKPOINT}*"):
         remove(partial)
     for later in find_checkpoints(output_dir):
         if step_of(later) > step_of(checkpoint):
-            names = (f"unused-{later.name}" if i == 0 else f"unused-{later.name}-{i}" for i in count())
+            names = (f"{UNUSED}{later.name}{f'-{i}' if i else ''}" for i in count())
             later.rename(next(path for path in map(output_dir.joinpath, names) if not path.exists()))
 
 
 def remove(path: Path) -> None:
-    """Delete a file, a folder with all that it holds, or a symbolic link but not what it leads to."""
+    """Delete a file, a folder and all that it holds, or a symbolic link, but not what the link leads to."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -161,13 +134,10 @@ def remove(path: Path) -> None:
 
 
 def _on_all(accelerator: Accelerator, function: Callable[[], object]) -> None:
-    """Call it on every process, and raise on all of them what one of them could not do."""
+    """Call a function on every process; if it fails on one, `CheckpointError` on all of them."""
     reason = None
     try:
         function()
-    except CheckpointException as error:  # of shards: what went wrong on each process
-        error, _ = next(iter(error.failures.values()))
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
     except (OSError, RuntimeError, SafetensorError) as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
     reasons = [reason for reason in gather_object([reason]) if reason is not None]
@@ -175,35 +145,21 @@ def _on_all(accelerator: Accelerator, function: Callable[[], object]) -> None:
         raise CheckpointError(reasons[0])
 
 
-def _publish(partial: Path, facts: dict, limit: int) -> None:
-    """Make a written folder a checkpoint: its manifest, everything on the disk, its name; then the old ones can go."""
-    files = {}
-    for path in sorted(path for path in partial.rglob("*") if path.is_file() and path.name != MANIFEST):
-        files[path.relative_to(partial).as_posix()] = {"size": path.stat().st_size, "sha256": _digest(path)}
+def _publish(partial: Path, run: Run, step: int, limit: int) -> None:
+    """Turn a written folder into a checkpoint: write its manifest, force it to the disk, rename it; then delete old ones."""
+    written = sorted(path for path in partial.rglob("*") if path.is_file() and path.name != MANIFEST)
+    Manifest(run, step, {path.relative_to(partial).as_posix(): WrittenFile.of(path) for path in written}).write(partial)
+    for path in (*written, partial / MANIFEST, partial, *(path for path in partial.rglob("*") if path.is_dir())):
         _flush(path)
-    (partial / MANIFEST).write_text(json.dumps(facts | {"files": files}, indent=2) + "\n")
-    _flush(partial / MANIFEST)
-    for folder in (partial, *(path for path in partial.rglob("*") if path.is_dir())):
-        _flush(folder)
-    checkpoint = partial.with_name(partial.name.removeprefix("partial-"))
+    checkpoint = partial.with_name(partial.name.removeprefix(PARTIAL))
     partial.rename(checkpoint)
     _flush(checkpoint.parent)
     for old in find_checkpoints(checkpoint.parent)[:-limit]:
-        remove(old.rename(old.with_name(f"partial-{old.name}")))
-
-
-def _refuse_constant(name: str) -> None:
-    """NaN and infinity, which are no numbers of JSON."""
-    raise ValueError(name)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        remove(old.rename(old.with_name(f"{PARTIAL}{old.name}")))
 
 
 def _flush(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
+    """Wait until a file, or the list of names in a folder, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,20 +1,19 @@
-"""What a run goes on from: its state in the files of a checkpoint, as safetensors, JSON, and tensors alone of `torch.load`."""
+"""The state of a run in the files of a checkpoint: safetensors, JSON, and tensors that `torch.load` reads safely."""
 
 import json
 import pickle
 import random
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
-from torch.distributed.checkpoint import CheckpointException
+from torch.distributed.checkpoint.stateful import Stateful
 from torch.optim.lr_scheduler import LRScheduler
 
-from ..placement.sharding import Replicated
-from . import earlier as earlier_checkpoints
+from ..placement.whole import Replicated
+from . import earlier
 from .files import STATE, random_states
 
 
@@ -23,15 +22,7 @@ REFUSED = (
     " you trust, or train the finished model on by `--pretrained_model_name_or_path`."
 )
 OF_ANOTHER_MODEL = ("size mismatch", "missing key", "unexpected key", "parameter group")
-"""What torch says, among other things, of weights and of an optimiser's state that don't fit."""
-
-
-class Stateful(Protocol):
-    """What has a state of plain values."""
-
-    def state_dict(self) -> dict: ...
-
-    def load_state_dict(self, state: dict) -> None: ...
+"""What torch's messages contain when weights or an optimiser's state don't fit the model."""
 
 
 class RunState:
@@ -39,9 +30,9 @@ class RunState:
     Everything that changes while a run trains.
 
     Args:
-        placement ([`Replicated`]): Has the model, the optimiser, and the parameters of the moving average.
-        lr_scheduler, average, history: Their other state is of plain values.
-        stream ([`Stateful`], *optional*): Its state is that of all processes, which ask for it at once.
+        placement ([`Replicated`]): Saves and loads the model, the optimiser, and the parameters of the moving average.
+        lr_scheduler, average, history: Saved here but for these parameters.
+        stream ([`Stateful`], *optional*): Its state covers all processes, so that all must ask for it together.
     """
 
     def __init__(
@@ -59,7 +50,7 @@ class RunState:
         self.parts |= {"stream": stream} if stream is not None else {}
 
     def save(self, folder: Path) -> None:
-        """Write all of it into a folder; call it on all processes."""
+        """Write all of it into a folder. Call it on all processes."""
         folder.mkdir(parents=True, exist_ok=True)
         self.placement.save(folder)
         state = {name: _plain(part.state_dict()) for name, part in self.parts.items()}
@@ -69,26 +60,24 @@ class RunState:
 
     def load(self, folder: Path, with_random_states: bool) -> None:
         """
-        Go on from what `save` wrote, or one of the first versions of this package; call it on all processes.
+        Read what `save` wrote, in this version or an earlier one. Call it on all processes.
 
-        Raises all kinds of errors for what nothing of the kind has written, but runs nothing that it holds.
+        Files that were written otherwise raise errors of any kind, but nothing in them is run.
         """
         self.placement.load(folder)
         is_earlier = not (folder / STATE).exists()
-        state = earlier_checkpoints.read_state(folder, self.parts) if is_earlier else json.loads((folder / STATE).read_text())
+        state = earlier.read_state(folder, self.parts) if is_earlier else _read(folder / STATE)
         for name, part in self.parts.items():
-            known = part.state_dict().keys() if name != "stream" else state[name].keys()
+            known = _plain(part.state_dict()) if name != "stream" else state[name]
             part.load_state_dict({key: value for key, value in state[name].items() if key in known})
         if with_random_states:
             index = self.accelerator.process_index
-            read = earlier_checkpoints.read_random_states if is_earlier else _read_random_states
-            _set_random_states(read(folder, index), self.accelerator.device)
+            states = earlier.read_random_states(folder, index) if is_earlier else _read(folder / random_states(index))
+            _set_random_states(states, self.accelerator.device)
 
 
 def unusable(error: Exception) -> str:
-    """What to say of a checkpoint that could not be loaded, after its name."""
-    if isinstance(error, CheckpointException):  # of shards: what went wrong on each process
-        error, _ = next(iter(error.failures.values()))
+    """Why a checkpoint could not be loaded, as the rest of a sentence that begins with its name."""
     if isinstance(error, pickle.UnpicklingError):
         return REFUSED
     message = str(error).strip() or type(error).__name__
@@ -99,12 +88,12 @@ def unusable(error: Exception) -> str:
 
 
 def _plain(state: dict) -> dict:
-    """Without the parameters of an average, which the placement has."""
+    """A state without the parameters of an average, which the placement saves."""
     return {name: value for name, value in state.items() if name != "shadow_params"}
 
 
 def _random_states(device: torch.device) -> dict:
-    """Of Python, NumPy, and torch on the CPU and on this process's device."""
+    """The states of the generators of Python, NumPy, and torch on the CPU and on this process's device."""
     states = {
         "python": random.getstate(),
         "numpy": np.random.get_state(legacy=False),
@@ -116,8 +105,8 @@ def _random_states(device: torch.device) -> dict:
     return states
 
 
-def _read_random_states(folder: Path, process_index: int) -> dict:
-    return json.loads((folder / random_states(process_index)).read_text())
+def _read(path: Path) -> dict:
+    return json.loads(path.read_text())
 
 
 def _set_random_states(states: dict, device: torch.device) -> None:

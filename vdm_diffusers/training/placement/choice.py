@@ -1,57 +1,55 @@
-"""Which of the ways to divide a model among processes accelerate is configured for, if any."""
+"""The placement that accelerate is configured for, and whether a model can be trained there."""
+
+import os
 
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
 from ...vdm import VDM
 from ..config import TrainingConfig
-from ..resuming import WHOLE
-from .sharding import Replicated, Sharded, refused_by_fsdp
-from .zero import Partitioned, refused_by_zero, zero_stage
+from ..resuming import Placement
+from .fsdp import Sharded, refused_by_fsdp
+from .whole import Replicated
 
 
-def placement_of(accelerator: Accelerator, vdm: VDM, config: TrainingConfig) -> Replicated:
-    """Where the model is while it trains."""
-    if accelerator.is_fsdp2:
-        return Sharded(accelerator, vdm, config)
-    if accelerator.distributed_type is DistributedType.DEEPSPEED:
-        return Partitioned(accelerator, vdm, config)
-    return Replicated(accelerator, vdm, config)
+LIBRARIES = {"ACCELERATE_USE_DEEPSPEED": "DeepSpeed", "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM"}
+"""Libraries that divide a model, but not here, by the variable with which `accelerate launch` chooses each."""
 
 
-def describe_placement(accelerator: Accelerator) -> str:
-    """What the manifest of a checkpoint says of it."""
-    if accelerator.is_fsdp2:
-        return "sharded by FSDP"
-    if accelerator.distributed_type is DistributedType.DEEPSPEED:
-        return f"trained by DeepSpeed at ZeRO stage {zero_stage(accelerator)}"
-    return WHOLE
+def check_launch() -> None:
+    """`ValueError` if accelerate was launched for one of [`LIBRARIES`]. Call it first: building an `Accelerator` imports it."""
+    for variable, library in LIBRARIES.items():
+        if os.environ.get(variable, "").lower() == "true":
+            raise _not_supported(library)
+
+
+def placement_of(accelerator: Accelerator) -> Placement:
+    """Where a model is while it trains."""
+    return Placement.SHARDED if accelerator.is_fsdp2 else Placement.WHOLE
+
+
+def place(accelerator: Accelerator, vdm: VDM, config: TrainingConfig) -> Replicated:
+    """Put a model there."""
+    return (Sharded if accelerator.is_fsdp2 else Replicated)(accelerator, vdm, config)
 
 
 def check_placement(accelerator: Accelerator, config: TrainingConfig) -> None:
-    """`ValueError` if accelerate is configured to divide a model in a way, or with options, that this can't follow."""
-    kind = accelerator.distributed_type
-    if kind is DistributedType.MEGATRON_LM or (kind is DistributedType.FSDP and not accelerator.is_fsdp2):
-        raise ValueError(
-            f"accelerate is configured for {kind.value}{' version 1' * (kind is DistributedType.FSDP)}, but only FSDP version 2"
-            " and DeepSpeed can divide a model here: choose one of them, or `distributed_type: MULTI_GPU`, as in"
-            " docs/accelerate/."
-        )
-    if accelerator.is_fsdp2:
-        refused = refused_by_fsdp(accelerator)
-    elif kind is DistributedType.DEEPSPEED:
-        if zero_stage(accelerator) > 2:
-            raise ValueError(
-                "accelerate is configured for DeepSpeed's stage 3, which divides the weights too: choose `zero_stage: 2`,"
-                " or FSDP version 2 where the weights must be divided, as in docs/accelerate/."
-            )
-        refused = refused_by_zero(accelerator, config)
-    else:
+    """`ValueError` if accelerate is configured for version 1 of FSDP, or for options that version 2 doesn't support here."""
+    if accelerator.distributed_type is not DistributedType.FSDP:
         return
-    refused |= {
+    if not accelerator.is_fsdp2:
+        raise _not_supported("FSDP version 1")
+    refused = refused_by_fsdp(accelerator) | {
         "--mixed_precision fp16": config.mixed_precision == "fp16",
         "--optimizer adamw_8bit": config.optimizer == "adamw_8bit",
         "--torch_compile": config.torch_compile,
     }
     if found := [f"`{option}`" for option, present in refused.items() if present]:
-        raise ValueError(f"A model that {kind.value} divides can't be trained with {', '.join(found)}: leave it out.")
+        raise ValueError(f"A model that FSDP divides can't be trained with {', '.join(found)}: leave it out.")
+
+
+def _not_supported(library: str) -> ValueError:
+    return ValueError(
+        f"accelerate is configured for {library}, but only FSDP version 2 divides a model here: launch with `--config_file"
+        " docs/accelerate/fsdp.yaml`, or with `docs/accelerate/one_machine.yaml` if the model fits on each GPU."
+    )

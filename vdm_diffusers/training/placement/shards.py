@@ -1,14 +1,17 @@
-"""Folders of shards, in the format of `torch.distributed.checkpoint`, read without running anything that they hold.
+"""Folders of shards in the format of `torch.distributed.checkpoint`, read without running anything in them.
 
-That format has two pickles: `.metadata`, and every value that is no tensor. torch unpickles both without restriction.
+In that format `.metadata` and every value that is no tensor are pickles, which torch itself unpickles without restriction.
 """
 
 import io
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint import CheckpointException
 from torch.distributed.checkpoint._nested_dict import set_element
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import ReadItem
@@ -24,19 +27,30 @@ ADMITTED = {
     },
     "pathlib": {"PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath"},
 }  # fmt: skip
-"""What `.metadata` is made of, by module, besides the dtypes of torch."""
+"""The names, by module, that `.metadata` may refer to, besides the dtypes of torch."""
 
 
 def save_shards(state: dict, folder: Path) -> None:
-    """Write a state of tensors and plain values; call it on all processes."""
-    dcp.save(state, checkpoint_id=folder)
+    """Write a state of tensors and plain values. Call it on all processes; what fails on one of them is raised on all."""
+    with _own_error():
+        dcp.save(state, checkpoint_id=folder)
 
 
 def load_shards(state: dict, folder: Path) -> None:
-    """Read it in place; call it on all processes. `UnpicklingError` or `CheckpointException` for what is no shards."""
+    """Read it in place. Call it on all processes; what fails on one of them is raised on all."""
     reader = _Reader(folder)
-    reader.read_metadata()  # for dcp hides why it fails
-    dcp.load(state, storage_reader=reader, planner=_Planner())
+    reader.read_metadata()  # dcp would hide why it fails
+    with _own_error():
+        dcp.load(state, storage_reader=reader, planner=_Planner())
+
+
+@contextmanager
+def _own_error() -> Iterator[None]:
+    """Raise the error of a process itself, not the exception in which torch wraps it, which isn't even an `Exception`."""
+    try:
+        yield
+    except CheckpointException as error:
+        raise next(iter(error.failures.values()))[0] from error
 
 
 class _Reader(dcp.FileSystemReader):
