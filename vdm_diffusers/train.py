@@ -242,12 +242,7 @@ def check_packages(config: TrainingConfig) -> None:
 
 def load_data(config: TrainingConfig) -> ImageData:
     """The images that the options name."""
-    names = (
-        "dataset_name", "train_data_dir", "dataset_config_name", "cache_dir", "image_column", "label_column",
-        "validation_split", "resolution", "num_channels", "num_levels",
-    )  # fmt: skip
-    options = {name: getattr(config, name) for name in names}
-    options |= {"preparation": config.preparation, "skip_unreadable_images": config.skip_unreadable_images}
+    options = {name: getattr(config, name) for name in ("resolution", "num_channels", "num_levels")} | config.loading()
     if config.streaming:
         return load_image_stream(
             config.max_validation_images, buffer_size=config.shuffle_buffer_size, seed=config.seed, **options

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 from ..guards.loading import DataError
+from ..guards.messages import Argument, Message
 from ..pictures import UnsuitableImage
 from .checking import (
     Format,
@@ -184,11 +185,13 @@ def load_images(
         }
         for option, value in choices.items():
             if value is not None:
-                raise ValueError(f"`--{option}` is {value!r}, but the embedded digits have no choice of it: leave it out.")
+                raise ValueError(
+                    Message("{} is {!r}, but the embedded digits have no choice of it: leave it out.", Argument(option), value)
+                )
         data = load_digits(label_column)
         check_shape(data.shape, resolution, num_channels)
         if num_levels not in (None, data.num_levels):
-            raise ValueError(f"`--num_levels` is {num_levels}, but that of the digits is {data.num_levels}.")
+            raise ValueError(Message("{num_levels} is {}, but that of the digits is {}.", num_levels, data.num_levels))
         return data
 
     splits = load_splits(dataset_name, train_data_dir, dataset_config_name, cache_dir)
@@ -233,7 +236,7 @@ def load_splits(name: str | None, folder: str | None, config_name: str | None, c
     if name == "":
         raise ValueError("`--dataset_name` is empty: give the name of a data set on the Hub.")
     if folder is not None and not (folder and Path(folder).is_dir()):
-        raise ValueError(f"`--train_data_dir` {folder!r} is no folder: give one of images or parquet files.")
+        raise ValueError(Message("{train_data_dir} {!r} is no folder: give one of images or parquet files.", folder))
     option, source = ("--dataset_name", name) if folder is None else ("--train_data_dir", folder)
     try:
         return load_dataset(source, config_name, cache_dir=cache_dir, streaming=streaming)
@@ -350,8 +353,12 @@ def check_type(levels: int | None, num_levels: int | None) -> None:
     """Raise `ValueError` unless a type of images that holds so many levels holds `num_levels`."""
     if num_levels is not None and levels is not None and num_levels > levels:
         raise ValueError(
-            f"`--num_levels` is {num_levels}, but the images are of a type that holds {levels}: images of fewer levels are"
-            " other data, with another likelihood."
+            Message(
+                "{num_levels} is {}, but the images are of a type that holds {}: images of fewer levels are other data, with"
+                " another likelihood.",
+                num_levels,
+                levels,
+            )
         )
 
 

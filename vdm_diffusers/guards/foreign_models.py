@@ -19,6 +19,8 @@ from diffusers import ConfigMixin, DiffusionPipeline, ModelMixin
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from .messages import Message
+
 
 INDEX = "model_index.json"
 WEIGHTS = (".safetensors", ".bin")
@@ -31,16 +33,18 @@ LIMITS = {"sample_size": 1 << 13, "num_train_timesteps": 10**6, "num_features": 
 
 
 @contextmanager
-def refused_as(what: str, remedy: str = "") -> Iterator[None]:
+def refused_as(what: str | Message, remedy: str | Message = "") -> Iterator[None]:
     """Any error as a `ValueError` of one sentence, for code that reads what others wrote."""
     try:
         yield
     except Exception as error:
-        raise ValueError(f"{what}: {reason_of(error)}{remedy and f' {remedy}'}") from error
+        raise ValueError(Message("{}: {} {}" if remedy else "{}: {}", what, reason_of(error), remedy)) from error
 
 
-def reason_of(error: BaseException) -> str:
-    """The first line of what an error says, as a sentence."""
+def reason_of(error: BaseException) -> str | Message:
+    """The first line of what an error says, as a sentence; its [`Message`], if it carries one."""
+    if error.args and isinstance(error.args[0], Message):
+        return error.args[0]
     name, lines = type(error).__name__, str(error).strip().splitlines()
     text = lines[0].strip() if lines else name
     text = f"{name}: {text}" if isinstance(error, KeyError) else text

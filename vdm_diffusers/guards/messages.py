@@ -40,6 +40,12 @@ class Message:
         return self.spelled(as_keyword)
 
 
+def refuse_if(is_wrong: bool, text: str, *values: Any) -> None:
+    """Raise `ValueError` with this [`Message`] if something is wrong."""
+    if is_wrong:
+        raise ValueError(Message(text, *values))
+
+
 def spelled(error: BaseException, spelling: Spelling) -> str:
     """What an exception says, with arguments spelled so if it carries a [`Message`]."""
     carried = error.args[0] if len(error.args) == 1 else None

@@ -15,6 +15,8 @@ from urllib.parse import quote
 
 from huggingface_hub import get_token
 
+from .messages import Argument, Message
+
 
 REDACTED = "[secret]"
 SHORTEST, SHORTEST_OF_THE_ENVIRONMENT = 4, 8
@@ -34,8 +36,11 @@ def check_secret(name: str, value: str) -> None:
     """`ValueError`, without the value, unless it can be sent as a token."""
     if not value or not all("!" <= character <= "~" for character in value):
         raise ValueError(
-            f"`--{name}` is no token: it must have letters, digits and signs of ASCII alone, but is empty or has a space, a"
-            " line break or another character. Copy it again from https://huggingface.co/settings/tokens."
+            Message(
+                "{} is no token: it must have letters, digits and signs of ASCII alone, but is empty or has a space, a line"
+                " break or another character. Copy it again from https://huggingface.co/settings/tokens.",
+                Argument(name),
+            )
         )
 
 
