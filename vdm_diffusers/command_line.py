@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
+from .guards.arguments import members
 from .guards.messages import as_flag, spelled
 from .guards.secrecy import redacted
 
@@ -124,25 +125,21 @@ def options_of(options_class: type) -> list[Option]:
 
 
 def _option(item: Any, annotation: Any) -> Option:
-    members = set(_members(annotation))
-    lists = [member for member in members if get_origin(member) is list]
-    values = set(_members(get_args(lists[0])[0])) if lists else members
+    allowed = set(members(annotation))
+    lists = [member for member in allowed if get_origin(member) is list]
+    values = set(members(get_args(lists[0])[0])) if lists else allowed
     kinds = [member for member in values if member in KINDS]
     return Option(
         name=item.name,
         kind=kinds[0] if kinds else None,
         choices=tuple(choice for member in values if get_origin(member) is Literal for choice in get_args(member)),
         is_list=bool(lists),
-        may_be_none=NoneType in members,
+        may_be_none=NoneType in allowed,
         default=item.default if item.default_factory is MISSING else item.default_factory(),
         help=item.metadata["help"],
         aliases=tuple(item.metadata.get("aliases", ())),
         secret=bool(item.metadata.get("secret")),
     )
-
-
-def _members(annotation: Any) -> tuple:
-    return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
 
 
 def parse_options(options_class: type, arguments: Sequence[str], command: str, description: str) -> dict[str, Any]:

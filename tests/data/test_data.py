@@ -182,9 +182,9 @@ def test_images_that_change_after_the_check_are_named(tmp_path, number, num_work
 
 
 def test_unknown_data_sets_are_named(tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match="`--train_data_dir` .*nowhere.* is no folder"):
+    with pytest.raises(ValueError, match="`train_data_dir` .*nowhere.* is no folder"):
         load_images(train_data_dir=str(tmp_path / "nowhere"))
-    with pytest.raises(ValueError, match="`--train_data_dir` '' is no folder"):
+    with pytest.raises(ValueError, match="`train_data_dir` '' is no folder"):
         load_images(train_data_dir="")
     with pytest.raises(ValueError, match="`--dataset_name` is empty"):
         load_images(dataset_name="")
@@ -216,7 +216,7 @@ def test_float_arrays_are_refused(tmp_path):
 
 
 def test_other_options_for_the_digits_are_refused():
-    with pytest.raises(ValueError, match="`--num_levels` is 256, but that of the digits is 17"):
+    with pytest.raises(ValueError, match="`num_levels` is 256, but that of the digits is 17"):
         load_images(num_levels=256)
     with pytest.raises(ValueError, match="`--label_column` is 'digit'"):
         load_images(label_column="digit")
@@ -353,5 +353,5 @@ def test_images_of_any_size_and_mode_are_prepared_where_that_is_asked_for(tmp_pa
     assert (data.shape, data.num_levels, data.preparation) == ((3, 4, 4), 256, preparation)
     with pytest.raises(ValueError, match="`--resize` is 100000, but must be at least 1 and at most 8,192"):
         Preparation(resize=100_000)
-    with pytest.raises(ValueError, match="`--resize` is 4, but the embedded digits have no choice of it"):
+    with pytest.raises(ValueError, match="`resize` is 4, but the embedded digits have no choice of it"):
         load_images(preparation=Preparation(resize=4))

@@ -127,7 +127,7 @@ def test_options_that_contradict_the_stream(folder, options, message):
 def test_levels_may_be_as_many_as_the_type_holds_and_no_more(folder):
     assert load_image_stream(4, train_data_dir=folder, num_levels=256).num_levels == 256
     assert load_image_stream(4, train_data_dir=folder, label_column="label").class_names == ["even", "odd"]
-    with pytest.raises(ValueError, match="`--num_levels` is 257, but the images are of a type that holds 256"):
+    with pytest.raises(ValueError, match="`num_levels` is 257, but the images are of a type that holds 256"):
         load_image_stream(4, train_data_dir=folder, num_levels=257)
 
 

@@ -3,6 +3,7 @@
 from diffusers import DiffusionPipeline
 
 from ..class_names import check_same_classes, in_order
+from ..conditioning import num_classes
 from ..scheduling_vdm import VDMScheduler
 from ..unet_vdm import VDMUNet2DModel
 from .images import ImageData
@@ -25,15 +26,15 @@ def check_images(pipeline: DiffusionPipeline, data: ImageData) -> None:
 
 def _check_classes(pipeline: DiffusionPipeline, data: ImageData) -> None:
     num_embeds = pipeline.unet.config.get("num_class_embeds")
-    if not num_embeds:
+    if num_classes(pipeline.unet) is None:
         if data.num_classes is not None:
             raise ValueError("The model is unconditional: leave out `--label_column`.")
         return
     if data.num_classes is None:
         raise ValueError("The model is class-conditional: name the column of labels by `--label_column`.")
     is_vdm = isinstance(pipeline.unet, VDMUNet2DModel) or isinstance(pipeline.scheduler, VDMScheduler)
-    num_classes = num_embeds - 1 if is_vdm else num_embeds  # the last of a VDM's means none of them
-    if data.num_classes != num_classes:
-        raise ValueError(f"The images of {data.name!r} have {data.num_classes} classes, but the model has {num_classes}.")
-    names = in_order(pipeline.config.get("id2label"), num_classes)
+    number = num_classes(pipeline.unet) if is_vdm or not num_embeds else num_embeds  # the last of a VDM's means none of them
+    if data.num_classes != number:
+        raise ValueError(f"The images of {data.name!r} have {data.num_classes} classes, but the model has {number}.")
+    names = in_order(pipeline.config.get("id2label"), number)
     check_same_classes(data.class_names, names, repr(data.name), "the model")

@@ -78,7 +78,7 @@ def check_fields(instance: Any) -> None:
 
 def check_argument(name: str, value: object, annotation: Any) -> None:
     """Raise `TypeError` or `ValueError`, as [`checked`] does, unless a value is what an annotation says."""
-    fitting = [member for member in _members(annotation) if _is_a(value, member)]
+    fitting = [member for member in members(annotation) if _is_a(value, member)]
     if not fitting:
         raise TypeError(Message("{} is {}, but must be {}.", Argument(name), _shown(value), _described(annotation)))
     kind, *limits = _parts(fitting[0])
@@ -99,7 +99,8 @@ def is_allowed(value: object, annotation: Any) -> bool:
     return True
 
 
-def _members(annotation: Any) -> Sequence[Any]:
+def members(annotation: Any) -> Sequence[Any]:
+    """The types that a union allows, or the one that the annotation is."""
     return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
 
 
@@ -135,7 +136,7 @@ def _shown(value: object) -> str:
 
 def _described(annotation: Any) -> str:
     descriptions = []
-    for member in _members(annotation):
+    for member in members(annotation):
         kind, *limits = _parts(member)
         if kind is NoneType:
             descriptions.append("None")

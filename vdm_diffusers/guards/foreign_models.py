@@ -19,7 +19,7 @@ from diffusers import ConfigMixin, DiffusionPipeline, ModelMixin
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from .messages import Message
+from .messages import Message, message_of
 
 
 INDEX = "model_index.json"
@@ -43,8 +43,8 @@ def refused_as(what: str | Message, remedy: str | Message = "") -> Iterator[None
 
 def reason_of(error: BaseException) -> str | Message:
     """The first line of what an error says, as a sentence; its [`Message`], if it carries one."""
-    if error.args and isinstance(error.args[0], Message):
-        return error.args[0]
+    if isinstance(message := message_of(error), Message):
+        return message
     name, lines = type(error).__name__, str(error).strip().splitlines()
     text = lines[0].strip() if lines else name
     text = f"{name}: {text}" if isinstance(error, KeyError) else text
@@ -147,12 +147,12 @@ def weights_limited(max_weights: int) -> Iterator[None]:
 
 @torch.no_grad()
 def check_denoiser(unet: ModelMixin, shape: Sequence[int]) -> None:
-    """Raise an error unless a denoiser takes a sample `(C, H, W)` and gives one, or two with variances; nothing is computed."""
+    """Raise an error unless a denoiser makes a sample `(C, *size)` of one, or two with variances; nothing is computed."""
     config = dict(unet.config) | {"_use_default_values": []}  # what is listed there `from_config` would leave out
     with torch.device("meta"):
         twin = type(unet).from_config(config).eval()
         num_classes = unet.config.get("num_class_embeds") or unet.config.get("num_embeds_ada_norm")
-        labels = torch.zeros(1, dtype=torch.long) if num_classes else None
-        output = twin(torch.zeros(1, *shape), torch.zeros(1), class_labels=labels, return_dict=False)[0]
+        condition = {"class_labels": torch.zeros(1, dtype=torch.long)} if num_classes else {}
+        output = twin(torch.zeros(1, *shape), torch.zeros(1), **condition, return_dict=False)[0]
     if output.shape[0] != 1 or output.shape[1] not in (shape[0], 2 * shape[0]) or tuple(output.shape[2:]) != tuple(shape[1:]):
         raise ValueError(f"Its denoiser makes {tuple(output.shape[1:])} of {tuple(shape)}.")

@@ -46,10 +46,15 @@ def refuse_if(is_wrong: bool, text: str, *values: Any) -> None:
         raise ValueError(Message(text, *values))
 
 
+def message_of(error: BaseException) -> Message | str:
+    """The [`Message`] that an exception carries, or else what it says."""
+    return error.args[0] if error.args and isinstance(error.args[0], Message) else str(error)
+
+
 def spelled(error: BaseException, spelling: Spelling) -> str:
     """What an exception says, with arguments spelled so if it carries a [`Message`]."""
-    carried = error.args[0] if len(error.args) == 1 else None
-    return carried.spelled(spelling) if isinstance(carried, Message) else str(error)
+    message = message_of(error)
+    return message.spelled(spelling) if isinstance(message, Message) else message
 
 
 def as_keyword(name: str, value: str = "") -> str:

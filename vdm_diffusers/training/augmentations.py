@@ -5,6 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..guards.messages import Message
+
 
 Augmented = tuple[Tensor, Tensor | None]
 """Images `(B, C, H, W)` as they were or changed, and `(B, 1)` of the conditioning, if any."""
@@ -40,7 +42,7 @@ AUGMENTATIONS: dict[str, Callable[[Tensor], Augmented]] = {"none": unchanged, "f
 def check_augmentation(augmentation: str, shape: tuple[int, int, int]) -> None:
     """Raise `ValueError` for one that images of a shape `(C, H, W)` can't have."""
     if augmentation == "paper" and shape[1] != shape[2]:
-        raise ValueError(f"`--augmentation paper` turns images, which must be square, but they are {shape[1]}×{shape[2]}.")
+        raise ValueError(Message("{augmentation:paper} turns images, which must be square, but they are {}×{}.", *shape[1:]))
 
 
 def _coin(images: Tensor) -> Tensor:

@@ -1,6 +1,8 @@
 """TrainingConfig: every option of a training run."""
 
+import json
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Annotated, Any, Literal, get_type_hints
 
 from ..command_line import option
@@ -12,10 +14,17 @@ from ..guards.secrecy import SHORTEST_OF_THE_ENVIRONMENT, check_secret, keep_sec
 from ..noise_schedules import NOISE_SCHEDULES, LearnedChainSchedule, TableSchedule
 from ..weightings import WEIGHTINGS
 from .augmentations import AUGMENTATIONS
+from .model_config import read_model_config
 
 
 LR_SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
 """Those of diffusers that need nothing but the number of steps."""
+
+DESCRIBED_BY_CONFIG = {
+    "pretrained_model_name_or_path", "block_channels", "layers_per_side", "attention_everywhere", "norm_num_groups", "dropout",
+    "fourier_powers",
+}  # fmt: skip
+"""Options of the denoiser that `model_config_name_or_path` replaces."""
 
 AtLeastTwo = Annotated[int, at_least(2)]
 Rate = Annotated[float, at_least(0)]
@@ -51,6 +60,9 @@ class TrainingConfig(DataOptions):
         None, "A folder to keep the latents of the training images in, encoded once. Default: encode them as they come."
     )
     pretrained_model_name_or_path: str | None = option(None, "A saved VDM, folder or Hub name, to train on.")
+    model_config_name_or_path: str | None = option(
+        None, "Configuration of another denoiser of diffusers to train anew: a JSON file, a folder, or a name on the Hub."
+    )
     block_channels: Count = option(128, "Channels of the denoiser.")
     layers_per_side: Count = option(32, "ResNet blocks of the denoiser on each side of its middle.")
     attention_everywhere: bool = option(False, "Attention after every block, not only in the middle.")
@@ -125,7 +137,16 @@ class TrainingConfig(DataOptions):
 
     def public(self) -> dict[str, Any]:
         """All options but secret ones, by name: the only form in which a configuration is written, shown or sent."""
-        return {option.name: getattr(self, option.name) for option in fields(self) if not option.metadata.get("secret")}
+        options = {option.name: getattr(self, option.name) for option in fields(self) if not option.metadata.get("secret")}
+        if self.model_config is not None:  # not where it was, but what: the file may change
+            options["model_config_name_or_path"] = json.dumps(self.model_config, sort_keys=True)
+        return options
+
+    @cached_property
+    def model_config(self) -> dict[str, Any] | None:
+        """What `model_config_name_or_path` names, read once."""
+        name = self.model_config_name_or_path
+        return None if name is None else read_model_config(name, self.cache_dir)
 
     def __post_init__(self):
         for name in SECRET_OPTIONS:
@@ -161,6 +182,12 @@ class TrainingConfig(DataOptions):
         refuse_if(
             cached and (self.streaming or self.augmentation != "none"),
             "{cache_latents} encodes every training image once: leave out {streaming} and {augmentation}, or it.",
+        )
+        changed = [field.name for field in fields(self) if getattr(self, field.name) != field.default]
+        refuse_if(
+            self.model_config_name_or_path is not None and not DESCRIBED_BY_CONFIG.isdisjoint(changed),
+            "{model_config_name_or_path} describes the denoiser: leave out {}.",
+            next((Argument(name) for name in changed if name in DESCRIBED_BY_CONFIG), None),
         )
         refuse_if(
             not self.gamma_min < self.gamma_max,

@@ -15,6 +15,7 @@ from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 from ..class_names import labels_by_name
 from ..conditioning import num_classes
 from ..data.images import ImageData
+from ..guards.messages import Message
 from ..guards.secrecy import files_with_secrets, reason
 from ..units import BITS_PER_DIM, Unit
 from ..vdm import VDM
@@ -230,7 +231,7 @@ def check_token(config: TrainingConfig) -> str:
     try:
         return HfApi(token=config.hub_token).whoami()["name"]
     except Exception as error:
-        raise ValueError(f"`--push_to_hub` finds no one to upload for: {reason(error)} {LOG_IN}") from error
+        raise ValueError(Message("{push_to_hub} finds no one to upload for: {} {}", reason(error), LOG_IN)) from error
 
 
 def create_repository(config: TrainingConfig) -> str:
@@ -239,10 +240,10 @@ def create_repository(config: TrainingConfig) -> str:
     try:
         return HfApi(token=config.hub_token).create_repo(name, private=config.hub_private_repo, exist_ok=True).repo_id
     except Exception as error:
-        raise ValueError(f"`--push_to_hub` can't create {name!r} on the Hub: {reason(error)} {LOG_IN}") from error
+        raise ValueError(Message("{push_to_hub} can't create {!r} on the Hub: {} {}", name, reason(error), LOG_IN)) from error
 
 
-LOG_IN = "Log in with `hf auth login` or give `--hub_token`."
+LOG_IN = Message("Log in with `hf auth login` or give {hub_token}.")
 
 
 class Uploads:

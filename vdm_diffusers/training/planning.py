@@ -9,8 +9,11 @@ import torch
 from torch import nn
 from torch.utils.data import IterableDataset
 
+from ..conditioning import num_classes
 from ..data.checking import describe_unreadable
 from ..data.images import ImageData
+from ..denoisers import sample_shape
+from ..guards.messages import Message, refuse_if
 from ..vdm import VDM
 from .checkpoints.folders import find_checkpoints
 from .config import TrainingConfig
@@ -60,21 +63,24 @@ def steps_an_epoch(run: dict, data: ImageData) -> int:
     if len(data.train) < images:
         options = run["options"]
         raise ValueError(
-            f"`--train_batch_size` {options['train_batch_size']} on {run['num_processes']} processes, times"
-            f" `--gradient_accumulation_steps` {options['gradient_accumulation_steps']}, takes {images} images a step, but"
-            f" {data.name!r} has {len(data.train)}: lower it."
+            Message(
+                "{train_batch_size} {} on {} processes, times {gradient_accumulation_steps} {}, takes {} images a step, but"
+                " {!r} has {}: lower it.",
+                *(options["train_batch_size"], run["num_processes"], options["gradient_accumulation_steps"], images),
+                *(data.name, len(data.train)),
+            )
         )
     return len(data.train) // images
 
 
 def check_disk_space(config: TrainingConfig, needs: Needs) -> None:
     """`ValueError` unless there is room for what the run keeps."""
-    if needs.free_disk < needs.disk:
-        raise ValueError(
-            f"`--output_dir` {config.output_dir!r} is on a disk with {in_units(needs.free_disk)} free, but the run keeps"
-            f" {in_units(needs.disk)} there: a checkpoint takes {in_units(needs.checkpoint)}. Make room, or lower"
-            " `--checkpoints_total_limit`."
-        )
+    refuse_if(
+        needs.free_disk < needs.disk,
+        "{output_dir} {!r} is on a disk with {} free, but the run keeps {} there: a checkpoint takes {}. Make room, or lower"
+        " {checkpoints_total_limit}.",
+        *(config.output_dir, *map(in_units, (needs.free_disk, needs.disk, needs.checkpoint))),
+    )
 
 
 def describe_plan(
@@ -127,12 +133,10 @@ def activation_bytes(vdm: VDM, batch_size: int) -> int:
             kept[storage._cdata] = storage.nbytes()
         return tensor
 
-    config = vdm.unet.config
-    height, width = config.sample_size if isinstance(config.sample_size, (list, tuple)) else [config.sample_size] * 2
-    z_t = torch.zeros(1, config.in_channels, height, width, device="meta")
-    labels = None if config.get("num_class_embeds") is None else torch.zeros(1, dtype=torch.long, device="meta")
+    z_t = torch.zeros(1, *sample_shape(unet), device="meta")
+    condition = {} if num_classes(unet) is None else {"class_labels": torch.zeros(1, dtype=torch.long, device="meta")}
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        output = unet(z_t, torch.zeros(1, device="meta"), class_labels=labels, return_dict=False)[0]
+        output = unet(z_t, torch.zeros(1, device="meta"), **condition, return_dict=False)[0]
     del output
     return batch_size * sum(kept.values())
 

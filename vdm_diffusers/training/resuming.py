@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from ..class_names import check_same_classes
 from ..data.fingerprints import fingerprint, fingerprint_of_labels
 from ..data.images import ImageData
+from ..guards.messages import Message
 from .config import TrainingConfig, misfitting_options
 
 
@@ -79,7 +80,7 @@ def compare_runs(then: dict, now: dict, allow_config_change: bool) -> list[str]:
             " `--pretrained_model_name_or_path`."
         )
     names = (run["data"].get("class_names") for run in (now, then))
-    check_same_classes(*names, repr(now["data"]["name"]), "the run that `--resume_from_checkpoint` goes on from")
+    check_same_classes(*names, repr(now["data"]["name"]), Message("the run that {resume_from_checkpoint} goes on from"))
     return ([f"Options have changed: {differences}."] if differences else []) + _redrawn(then, now)
 
 

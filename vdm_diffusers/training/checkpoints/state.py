@@ -13,14 +13,15 @@ from diffusers.training_utils import EMAModel
 from torch.distributed.checkpoint import CheckpointException
 from torch.optim.lr_scheduler import LRScheduler
 
+from ...guards.messages import Message
 from ..placement.sharding import Replicated
 from . import earlier as earlier_checkpoints
 from .files import STATE, random_states
 
 
-REFUSED = (
+REFUSED = Message(
     "is refused: it holds something other than tensors and plain values, which could run anything. Go on from a checkpoint that"
-    " you trust, or train the finished model on by `--pretrained_model_name_or_path`."
+    " you trust, or train the finished model on by {pretrained_model_name_or_path}."
 )
 OF_ANOTHER_MODEL = ("size mismatch", "missing key", "unexpected key", "parameter group")
 """What torch says, among other things, of weights and of an optimiser's state that don't fit."""
@@ -85,7 +86,7 @@ class RunState:
             _set_random_states(read(folder, index), self.accelerator.device)
 
 
-def unusable(error: Exception) -> str:
+def unusable(error: Exception) -> str | Message:
     """What to say of a checkpoint that could not be loaded, after its name."""
     if isinstance(error, CheckpointException):  # of shards: what went wrong on each process
         error, _ = next(iter(error.failures.values()))
