@@ -206,7 +206,7 @@ def checkpointing(options: argparse.Namespace) -> Iterator[tuple[str, Ratio]]:
         steps = count()
 
         def save() -> None:
-            save_checkpoint(accelerator, Path(folder), next(steps), {}, limit=1)
+            save_checkpoint(accelerator, accelerator.save_state, Path(folder), next(steps), {}, limit=1)
 
         yield "writing a checkpoint / training step", ratio(save, model.training_step, options.repeats)
 

@@ -17,7 +17,7 @@ from . import gaussian
 from .autoencoders import decode
 from .class_names import Labels, check_class_names, find_label, labels_by_name
 from .conditioning import num_classes
-from .denoisers import check_denoiser
+from .denoisers import check_denoiser, sample_shape
 from .guards.arguments import Within, check_argument, checked
 from .guards.finiteness import Trace, check_images
 from .guards.plain_config import PlainConfigMixin
@@ -378,12 +378,12 @@ class VDMPipeline(PlainConfigMixin, DiffusionPipeline):
 
     def _sample_shape(self) -> tuple[int, int, int]:
         """`(C, H, W)` of the latents."""
-        size = self.unet.config.sample_size
-        if size is None:
+        shape = sample_shape(self.unet)
+        if shape is None:
             raise ValueError(
                 f"The configuration of {type(self.unet).__name__} doesn't say what it samples: set its `sample_size`."
             )
-        return self.unet.config.in_channels, *((size, size) if isinstance(size, int) else size)
+        return shape
 
     def _shown_levels(self, pictures: list[PIL.Image.Image]) -> Tensor:
         """The levels of pictures, `(B, C, H, W)`, of which `_show` makes `255 v / (num_levels - 1)`."""

@@ -17,7 +17,7 @@ from . import gaussian
 from .autoencoders import encode, scale_to_unit
 from .class_names import in_order
 from .conditioning import check_class_labels, num_classes
-from .denoisers import check_denoiser
+from .denoisers import check_denoiser, sample_shape
 from .guards.arguments import Within, checked
 from .guards.loading import loading
 from .noise_schedules import NoiseSchedule, TableSchedule
@@ -251,12 +251,8 @@ class VDM(nn.Module):
 
     def _check_shape(self, images: Tensor, x: Tensor) -> None:
         """Raise `ValueError` unless the data are `(B, C, H, W)` as the denoiser's configuration, if any, says."""
-        config = getattr(self.unet, "config", {})
-        channels, size = config.get("in_channels"), config.get("sample_size")
-        if channels is None or size is None:
-            return
-        expected = (channels, *((size, size) if isinstance(size, int) else size))
-        if tuple(x.shape[1:]) != expected:
+        expected = sample_shape(self.unet)
+        if expected is not None and tuple(x.shape[1:]) != expected:
             latents = "" if x.shape == images.shape else f", and so latents of {tuple(x.shape[1:])}"
             raise ValueError(
                 f"`images` have the shape {tuple(images.shape)}{latents}, but this is a model of (C, H, W) = {expected}."

@@ -12,6 +12,7 @@ from diffusers import DDPMScheduler
 from tiny_pipelines import BUILDERS, build, unet
 
 from vdm_diffusers import VDM, LearnedMonotoneSchedule, VDMUNet2DModel, convert, evaluate
+from vdm_diffusers.convert.__main__ import main as convert_command
 from vdm_diffusers.guards.foreign_models import check_denoiser, check_pipeline, refused_as, weights_limited
 
 
@@ -102,7 +103,7 @@ def test_a_converter_refuses_a_configuration_beyond_all_models(tmp_path):
     (tmp_path / "checkpoint").write_bytes(b"\x80")
     flags = ["--checkpoint_path", str(tmp_path / "checkpoint"), "--config", str(tmp_path / "config.json")]
     with pytest.raises(SystemExit, match="`--config` is that of no model: .* are the most"):
-        convert.main([*flags, "--output_dir", str(tmp_path / "out")])
+        convert_command([*flags, "--output_dir", str(tmp_path / "out")])
 
 
 @pytest.mark.parametrize("name", ["a file", "a link", "a loop", "/nowhere/model", "./nowhere", "../no/where"])

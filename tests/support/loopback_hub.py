@@ -143,7 +143,9 @@ class Handler(BaseHTTPRequestHandler):
         options = json.loads(self.body)
         name = f"{options.get('organization') or USER}/{options['name']}"
         if name not in self.hub.repositories:
-            self.hub.repositories[name] = Repository(private=options.get("visibility") == "private")
+            self.hub.repositories[name] = Repository(
+                private=options.get("visibility") == "private" or bool(options.get("private"))
+            )
             self.hub.repositories[name].commit({}, "initial commit")
         return {"url": f"{self.hub.url}/{name}", "name": name}
 

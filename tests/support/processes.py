@@ -19,7 +19,7 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.utils import DistributedType
 from accelerate.utils.launch import prepare_multi_gpu_env
 from conftest import TINY
-from paths import SCRIPT
+from paths import ROOT
 
 from vdm_diffusers.training.config import TrainingConfig
 
@@ -125,7 +125,7 @@ def partition_models(**options) -> None:
 def configuration(name: str) -> str:
     """Of accelerate, in the documentation."""
 
-    return str(Path(SCRIPT).parent / "docs" / "accelerate" / f"{name}.yaml")
+    return str(ROOT / "docs" / "accelerate" / f"{name}.yaml")
 
 
 def _become(accelerator: Accelerator, kind: DistributedType) -> None:
