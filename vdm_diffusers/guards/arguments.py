@@ -73,21 +73,25 @@ def check_fields(instance: Any) -> None:
     """Raise `TypeError` or `ValueError`, as [`checked`] does, for a field of a dataclass with a value that it can't have."""
     hints = get_type_hints(type(instance), include_extras=True)
     for field in fields(instance):
-        check_argument(field.name, getattr(instance, field.name), hints[field.name])
+        check_argument(Argument(field.name), getattr(instance, field.name), hints[field.name])
 
 
-def check_argument(name: str, value: object, annotation: Any) -> None:
-    """Raise `TypeError` or `ValueError`, as [`checked`] does, unless a value is what an annotation says."""
+def check_argument(name: str | Argument, value: object, annotation: Any) -> None:
+    """Raise `TypeError` or `ValueError`, as [`checked`] does, unless a value is what an annotation says.
+
+    Messages spell an `Argument` as their reader does, and a name as it stands, as configurations have it.
+    """
+    called = name if isinstance(name, Argument) else f"`{name}`"
     fitting = [member for member in members(annotation) if _is_a(value, member)]
     if not fitting:
-        raise TypeError(Message("{} is {}, but must be {}.", Argument(name), _shown(value), _described(annotation)))
+        raise TypeError(Message("{} is {}, but must be {}.", called, _shown(value), _described(annotation)))
     kind, *limits = _parts(fitting[0])
     for limit in limits:
         if not limit.holds(value):
-            raise ValueError(Message("{} is {}, but must be {}.", Argument(name), value, limit))
+            raise ValueError(Message("{} is {}, but must be {}.", called, value, limit))
     if isinstance(value, (tuple, list)) and get_args(kind):
         for i, (element, element_kind) in enumerate(zip(value, _element_kinds(kind, len(value)))):
-            check_argument(name if get_origin(kind) is list else f"{name}[{i}]", element, element_kind)
+            check_argument(name if called is name else f"{name}[{i}]", element, element_kind)
 
 
 def is_allowed(value: object, annotation: Any) -> bool:
