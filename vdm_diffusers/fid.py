@@ -25,7 +25,8 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from .command_line import check_file_to_write, exit_with_message, option, parse_options, without_traceback
 from .data.images import ImageData, load_images
-from .guards.foreign_models import check_pipeline, reason_of, refused_as
+from .guards.foreign_models import check_pipeline
+from .guards.loading import reason_of, refused_as
 from .guards.secrecy import guarded_output
 
 

@@ -16,6 +16,7 @@ import PIL.Image
 import PIL.ImageOps
 from torch import Tensor
 
+from ..guards.loading import reason_of
 from ..pictures import MODES, UnsuitableImage, integers_of, to_tensor
 
 
@@ -152,7 +153,7 @@ class Decoder:
         except UnsuitableImage:
             raise
         except Exception as error:  # Pillow's plugins raise whatever a damaged file leads to
-            raise UnreadableImage(f"It can't be read: {_reason(error)}.") from error
+            raise UnreadableImage(f"It can't be read: {reason_of(error)}") from error
 
     def _read_picture(self, picture: PIL.Image.Image) -> tuple[np.ndarray, int]:
         convert = self.preparation.convert
@@ -232,7 +233,7 @@ def _content(path: str) -> bytes:
     except FileNotFoundError as error:
         raise UnreadableImage(f"There is no file {path}.") from error
     except Exception as error:  # of a network that is down: no reason to leave images out
-        raise UnsuitableImage(f"It can't be fetched: {_reason(error)}.") from error
+        raise UnsuitableImage(f"It can't be fetched: {reason_of(error)}") from error
 
 
 def _levels(picture: PIL.Image.Image) -> int:
@@ -314,7 +315,3 @@ def _converted(picture: PIL.Image.Image, mode: str, stored_levels: int | None) -
     if picture.mode in ("1", "L", "LA", "RGB", "RGBA"):
         return picture.convert(mode)
     return picture.convert("RGBA").convert(mode)
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
-from ..guards.loading import DataError
+from ..guards.loading import DataError, reason_of, root_cause
 from ..pictures import UnsuitableImage
 from .checking import (
     Format,
@@ -239,17 +239,9 @@ def load_splits(name: str | None, folder: str | None, config_name: str | None, c
         return load_dataset(source, config_name, cache_dir=cache_dir, streaming=streaming)
     except Exception as error:
         raise ValueError(
-            f"`{option}` {source!r} could not be loaded: {reason_of(error)} Give the name of a data set on the Hub as"
-            " `--dataset_name`, or a folder of images or parquet files as `--train_data_dir`."
+            f"`{option}` {source!r} could not be loaded: {reason_of(root_cause(error))} Give the name of a data set on the Hub"
+            " as `--dataset_name`, or a folder of images or parquet files as `--train_data_dir`."
         ) from error
-
-
-def reason_of(error: BaseException) -> str:
-    """The first line of what is at the bottom of an error, as a sentence."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    line = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return line if line.endswith((".", "!", "?")) else f"{line}."
 
 
 def _divided(rows):

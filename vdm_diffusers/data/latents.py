@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from ..autoencoders import decode, encode, scale_to_unit
-from ..guards.foreign_models import refused_as
+from ..guards.loading import refused_as
 from .fingerprints import fingerprint
 from .images import ImageData
 

@@ -11,7 +11,7 @@ from accelerate.utils import gather_object, send_to_device
 from torch import Tensor
 from torch.utils.data import IterableDataset, default_collate
 
-from ..guards.loading import DataError
+from ..guards.loading import DataError, reason_of, root_cause
 from ..pictures import UnsuitableImage
 from .checking import (
     Format,
@@ -35,7 +35,6 @@ from .images import (
     held_out_split,
     load_splits,
     names_of_classes,
-    reason_of,
     undecoded,
 )
 
@@ -158,7 +157,7 @@ class ImageStream(IterableDataset):
         try:
             return list(islice(rows, self.buffer_size))
         except Exception as error:  # whatever the Hub, a disk or a file of rows leads to
-            raise StreamError(f"The stream can't be read on: {reason_of(error)}") from error
+            raise StreamError(f"The stream can't be read on: {reason_of(root_cause(error))}") from error
 
     def _item(self, row: dict) -> dict[str, Tensor | int]:
         pixels, levels = self.decoder(row[self.image_column])
@@ -343,4 +342,4 @@ def _first(rows, number: int):
     try:
         return Dataset.from_list(list(rows.take(number)), features=rows.features)
     except Exception as error:  # whatever the Hub, a disk or a file of rows leads to
-        raise ValueError(f"The stream can't be read: {reason_of(error)}") from error
+        raise ValueError(f"The stream can't be read: {reason_of(root_cause(error))}") from error

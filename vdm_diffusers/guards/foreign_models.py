@@ -19,6 +19,8 @@ from diffusers import ConfigMixin, DiffusionPipeline, ModelMixin
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from .loading import refused_as
+
 
 INDEX = "model_index.json"
 WEIGHTS = (".safetensors", ".bin")
@@ -28,24 +30,6 @@ MAX_TENSORS = 10_000
 """Of a model: the largest of diffusers have some thousands."""
 LIMITS = {"sample_size": 1 << 13, "num_train_timesteps": 10**6, "num_features": 1 << 20, "num_steps": 10**6}
 """Largest values of what costs memory without being weights, wherever a configuration has them."""
-
-
-@contextmanager
-def refused_as(what: str, remedy: str = "") -> Iterator[None]:
-    """Any error as a `ValueError` of one sentence, for code that reads what others wrote."""
-    try:
-        yield
-    except Exception as error:
-        raise ValueError(f"{what}: {reason_of(error)}{remedy and f' {remedy}'}") from error
-
-
-def reason_of(error: BaseException) -> str:
-    """The first line of what an error says, as a sentence."""
-    name, lines = type(error).__name__, str(error).strip().splitlines()
-    text = lines[0].strip() if lines else name
-    text = f"{name}: {text}" if isinstance(error, KeyError) else text
-    text = text if len(text) <= 300 else f"{text[:300]}…"
-    return text if text.endswith((".", "!", "?", "…")) else f"{text.rstrip(':,;')}."
 
 
 def check_pipeline(name: str | os.PathLike, cache_dir: str | None = None) -> Path:

@@ -15,7 +15,8 @@ from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 from ..class_names import labels_by_name
 from ..conditioning import num_classes
 from ..data.images import ImageData
-from ..guards.secrecy import files_with_secrets, reason
+from ..guards.loading import reason_of
+from ..guards.secrecy import files_with_secrets
 from ..units import BITS_PER_DIM, Unit
 from ..vdm import VDM
 from .checkpoints.folders import ALL_NAMES
@@ -230,7 +231,7 @@ def check_token(config: TrainingConfig) -> str:
     try:
         return HfApi(token=config.hub_token).whoami()["name"]
     except Exception as error:
-        raise ValueError(f"`--push_to_hub` finds no one to upload for: {reason(error)} {LOG_IN}") from error
+        raise ValueError(f"`--push_to_hub` finds no one to upload for: {reason_of(error)} {LOG_IN}") from error
 
 
 def create_repository(config: TrainingConfig) -> str:
@@ -239,7 +240,7 @@ def create_repository(config: TrainingConfig) -> str:
     try:
         return HfApi(token=config.hub_token).create_repo(name, private=config.hub_private_repo, exist_ok=True).repo_id
     except Exception as error:
-        raise ValueError(f"`--push_to_hub` can't create {name!r} on the Hub: {reason(error)} {LOG_IN}") from error
+        raise ValueError(f"`--push_to_hub` can't create {name!r} on the Hub: {reason_of(error)} {LOG_IN}") from error
 
 
 LOG_IN = "Log in with `hf auth login` or give `--hub_token`."
@@ -274,7 +275,7 @@ class Uploads:
         """Why the last upload failed, if it did."""
         if self.under_way is None or not self.under_way.done() or self.under_way.exception() is None:
             return None
-        return reason(self.under_way.exception())
+        return reason_of(self.under_way.exception())
 
     def finish(self) -> None:
         """Upload the output folder; `RuntimeError` that says how to retry it if that fails."""
@@ -287,7 +288,7 @@ class Uploads:
             exclude = [part for pattern in _kept_back(self.folder) for part in ("--exclude", pattern)]
             command = shlex.join(["hf", "upload", self.repository, self.config.output_dir, ".", *exclude])
             raise RuntimeError(
-                f"The upload to {self.repository!r} failed: {reason(error)} Everything is in {self.config.output_dir!r};"
+                f"The upload to {self.repository!r} failed: {reason_of(error)} Everything is in {self.config.output_dir!r};"
                 f" upload it by `{command}`."
             ) from error
 
