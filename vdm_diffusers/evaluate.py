@@ -69,6 +69,9 @@ class EvaluationOptions:
     )
     image_column: str | None = option(None, "The column of images. Default: the only one, or image.")
     label_column: str | None = option(None, "The column of class labels, for a class-conditional model.")
+    num_spatial_dims: int | None = option(
+        None, "Dimensions of a sample beside its channels. Default: 1 of arrays (L), 3 of (D, H, W, C), 2 of all others."
+    )
     resize: int | None = option(None, "Resize images so that their shorter side has so many pixels.")
     center_crop: bool = option(False, "Cut out the middle square of resized images.")
     convert: Literal[CONVERSIONS] | None = option(None, "Convert images to this PIL mode.")
@@ -106,6 +109,8 @@ class EvaluationOptions:
                 raise ValueError(f"`--{name}` is {value}, but must be at most {MAX_DRAWS:,}.")
         if self.max_images is not None and self.max_images < 2:
             raise ValueError(f"`--max_images` is {self.max_images}, but a standard error needs two images.")
+        if self.num_spatial_dims not in (None, 1, 2, 3):
+            raise ValueError(f"`--num_spatial_dims` is {self.num_spatial_dims}, but must be from 1 to 3.")
         if not 0 < self.tolerance < math.inf:
             raise ValueError(f"`--tolerance` is {self.tolerance}, but must be positive and finite.")
         if self.figure_path is not None and "vlb" not in self.estimators:
@@ -247,6 +252,7 @@ def load_data(options: EvaluationOptions, num_levels: int) -> ImageData:
             label_column=options.label_column,
             validation_split=options.split,
             num_levels=num_levels,
+            num_spatial_dims=options.num_spatial_dims,
             preparation=Preparation(options.resize, options.center_crop, options.convert),
             skip_unreadable_images=options.skip_unreadable_images,
             check_train=False,

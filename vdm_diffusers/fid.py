@@ -28,6 +28,7 @@ from .data.images import ImageData, load_images
 from .guards.foreign_models import check_pipeline
 from .guards.loading import reason_of, refused_as
 from .guards.secrecy import guarded_output
+from .pictures import in_words
 
 
 COMMAND = "fid.py"
@@ -165,6 +166,8 @@ def check_format(pipeline: DiffusionPipeline, data: ImageData) -> None:
     for whose, levels in (("the model", pipeline.config.get("num_levels", NUM_LEVELS)), (repr(data.name), data.num_levels)):
         if levels != NUM_LEVELS:
             raise ValueError(f"The images of {whose} have {levels} levels, but feature extractors take 8-bit images.")
+    if len(data.shape) != 3:
+        raise ValueError(f"{data.name!r} has no images, but samples of {in_words(data.shape)}, which Inception can't see.")
     if data.shape[0] not in (1, 3):
         raise ValueError(f"{data.name!r} has {data.shape[0]} channels, but feature extractors take RGB, or grey repeated.")
 

@@ -215,7 +215,8 @@ def upload_in_background(uploads: Uploads, config: TrainingConfig, data: ImageDa
     record = history.validation[-1]
     num_images = min(len(data.validation), config.max_validation_images or len(data.validation))
     vdm.save_pretrained(folder)
-    shutil.copy(folder / "samples" / f"step-{record['step']}.png", folder / "samples.png")
+    for drawn in (folder / "samples").glob(f"step-{record['step']}.*"):
+        shutil.copy(drawn, folder / f"samples{drawn.suffix}")
     describe_model(folder, config, data, vdm, measurements(record, record["step"], num_images, config.validation_repeats))
     uploads.start(record["step"])
     return None if failure is None else f"the last upload failed: {failure} This one takes it up."
@@ -244,7 +245,7 @@ def load_data(config: TrainingConfig) -> ImageData:
     """The images that the options name."""
     names = (
         "dataset_name", "train_data_dir", "dataset_config_name", "cache_dir", "image_column", "label_column",
-        "validation_split", "resolution", "num_channels", "num_levels",
+        "validation_split", "resolution", "num_channels", "num_levels", "num_spatial_dims",
     )  # fmt: skip
     options = {name: getattr(config, name) for name in names}
     options |= {"preparation": config.preparation, "skip_unreadable_images": config.skip_unreadable_images}

@@ -1,6 +1,7 @@
 """Image data: exact values from every source, and one sentence for everything unsuitable."""
 
 import io
+from itertools import islice
 from pathlib import Path
 
 import datasets
@@ -14,6 +15,9 @@ from torch.utils.data import DataLoader
 
 from vdm_diffusers.data import DataError, image_to_tensor, load_images
 from vdm_diffusers.data.decoding import Preparation
+from vdm_diffusers.data.fingerprints import fingerprint
+from vdm_diffusers.data.histogram import histogram_bits_per_dim
+from vdm_diffusers.data.streaming import load_image_stream
 
 
 def write_folder(folder, images: dict[str, list[PIL.Image.Image]]) -> str:
@@ -94,6 +98,45 @@ def test_parquet_of_arrays_with_five_channels(tmp_path):
     assert data.shape == (5, 4, 6) and data.num_levels == 9
     kept = [part[i]["images"].numpy() for part in (data.train, data.validation) for i in range(len(part))]
     assert {image.tobytes() for image in kept} == {image.transpose(2, 0, 1).astype(np.int32).tobytes() for image in images}
+
+
+ARRAYS = {"sequences": datasets.List(datasets.Value("uint8")), "volumes": datasets.Array4D((3, 2, 4, 2), "uint8")}
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["loaded", "streamed"])
+@pytest.mark.parametrize("kind", ARRAYS)
+def test_arrays_of_any_shape(tmp_path, kind, streaming):
+    stored = np.random.default_rng(0).integers(0, 256, (8, *{"sequences": (6,), "volumes": (3, 2, 4, 2)}[kind]), dtype=np.uint8)
+    for split in ("train", "test"):
+        rows = datasets.Dataset.from_dict({"x": list(stored)}, features=datasets.Features({"x": ARRAYS[kind]}))
+        (tmp_path / "data").mkdir(exist_ok=True)
+        rows.to_parquet(tmp_path / "data" / f"{split}.parquet")
+    options = {"train_data_dir": str(tmp_path / "data"), "image_column": "x"}
+    data = load_image_stream(8, **options) if streaming else load_images(**options)
+    expected = np.moveaxis(stored if kind == "volumes" else stored[..., None], -1, 1)
+    assert (data.shape, data.num_levels) == (expected.shape[1:], 256)
+    np.testing.assert_array_equal([item["images"].numpy() for item in islice(data.validation, 8)], expected)
+    seen = {item["images"].numpy().tobytes() for item in islice(data.train, 8)}
+    assert seen == {sample.tobytes() for sample in expected}
+    histogram = histogram_bits_per_dim(data.train, data.validation, 256)
+    assert 0 < histogram < 8 and len(fingerprint(data)) == 64
+
+
+def test_how_many_dimensions_of_an_array_are_spatial_can_be_said(tmp_path):
+    features = datasets.Features({"image": datasets.Array3D((6, 8, 8), "uint8")})
+    folder = write_parquet(tmp_path / "data", {"image": list(np.zeros((4, 6, 8, 8), dtype=np.uint8))}, features)
+    assert load_images(train_data_dir=folder).shape == (8, 6, 8)
+    assert load_images(train_data_dir=folder, num_spatial_dims=3).shape == (1, 6, 8, 8)
+    with pytest.raises(ValueError, match=r"\(train\[0\]\): An image has the shape \(6, 8, 8\).*integers, \(L\) or \(L, C\)"):
+        load_images(train_data_dir=folder, num_spatial_dims=1)
+    with pytest.raises(ValueError, match="`--resolution` is 8, but the images are 6×8×8: leave it out."):
+        load_images(train_data_dir=folder, num_spatial_dims=3, resolution=8)
+
+
+def test_samples_of_several_lengths_are_refused(tmp_path):
+    folder = write_parquet(tmp_path / "data", {"image": [[1, 2, 3]] * 3 + [[1, 2]]})
+    with pytest.raises(ValueError, match=r"there are 1×3 \(train\[0\]\), 1×2 \(train\[3\]\): make them alike beforehand\."):
+        load_images(train_data_dir=folder, num_levels=4)
 
 
 def test_sixteen_bits_and_one_bit_keep_their_levels():

@@ -195,8 +195,8 @@ def test_arrays_have_the_levels_of_their_declared_type(dtype):
         ([[0.5]], "must be integers"),
         ([[1, 2], [3]], "rows are of different lengths"),
         ([[1, None]], "must be integers"),
-        ([1, 2], "must be integers"),
-        ([[[[1]]]], "must be integers"),
+        ([[[[[1]]]]], "must be integers"),
+        (7, "must be integers"),
         ([[-1, 2]], "values from -1 to 2"),
         ([[2**40]], "values from 1099511627776"),
         ("a.png", "must be integers"),
@@ -206,6 +206,42 @@ def test_arrays_have_the_levels_of_their_declared_type(dtype):
 def test_arrays_that_are_no_images_are_refused(array, message):
     with pytest.raises(UnsuitableImage, match=message):
         Decoder()(array)
+
+
+SHAPES = [
+    ((5,), None, (1, 5)),
+    ((5, 3), None, (1, 5, 3)),
+    ((5, 3), 1, (3, 5)),
+    ((5, 3), 2, (1, 5, 3)),
+    ((5, 3, 2), None, (2, 5, 3)),
+    ((5, 3, 2), 3, (1, 5, 3, 2)),
+    ((5, 3, 2, 4), None, (4, 5, 3, 2)),
+]
+
+
+@pytest.mark.parametrize(("stored", "num_spatial_dims", "shape"), SHAPES)
+def test_the_channels_of_arrays_come_first(stored, num_spatial_dims, shape):
+    """The value of every place, by its coordinates."""
+    array = np.arange(np.prod(stored), dtype=np.uint8).reshape(stored)
+    pixels = Decoder(num_spatial_dims=num_spatial_dims)(array).pixels.numpy()
+    assert pixels.shape == shape
+    for place in np.ndindex(*shape):
+        assert pixels[place] == array[(*place[1:], place[0])[: len(stored)]]
+
+
+@pytest.mark.parametrize(
+    ("stored", "options", "message"),
+    [
+        (np.zeros((2, 3, 4), int), {"num_spatial_dims": 1}, r"integers, \(L\) or \(L, C\)"),
+        (np.zeros(3, int), {"num_spatial_dims": 2}, r"integers, \(H, W\) or \(H, W, C\)"),
+        (np.zeros(3, int), {"preparation": Preparation(resize=2)}, "`--resize` is for images, but it has 1 spatial dim"),
+        (PIL.Image.new("RGB", (3, 3)), {"num_spatial_dims": 3}, "Pictures have 2 spatial dimensions"),
+    ],
+    ids=["too many", "too few", "resized", "picture"],
+)
+def test_arrays_of_other_dimensions_are_refused(stored, options, message):
+    with pytest.raises(UnsuitableImage, match=message):
+        Decoder(**options)(stored)
 
 
 def test_resizing_is_that_of_the_examples_of_diffusers():

@@ -11,17 +11,17 @@ from typing import Any
 import numpy as np
 import PIL
 
-from ..pictures import UnsuitableImage
+from ..pictures import UnsuitableImage, in_words
 from .decoding import Decoder, UnreadableImage
 
 
 BATCH_SIZE = 64
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Of what [`describe_images`] returns; another one for every change of the decoder."""
-FIELDS = ("channels", "height", "width", "levels", "lowest", "highest")
+FIELDS = ("shape", "levels", "lowest", "highest")
 UNKNOWN = -1
-Format = tuple[tuple[int, int, int], int | None]
-"""The `(C, H, W)` of an image and the number of levels of its type, `None` if that doesn't say."""
+Format = tuple[tuple[int, ...], int | None]
+"""The `(C, *size)` of an image and the number of levels of its type, `None` if that doesn't say."""
 
 
 @dataclass
@@ -34,7 +34,7 @@ class Inspection:
         rows ([`datasets.Dataset`]): Those whose image can be read.
         kept (`np.ndarray`): Where they were in the split.
         paths (`list[str | None]`): Of the files of all rows of the split.
-        facts (`dict[str, np.ndarray]`): The `FIELDS` of `rows`.
+        facts (`dict[str, np.ndarray]`): The `FIELDS` of `rows`; their shapes as text.
         unreadable (`list[str]`): One sentence for every row that was left out.
     """
 
@@ -51,10 +51,10 @@ class Inspection:
 
     def formats(self) -> dict[Format, str]:
         """Every format, with the place where it was found first."""
-        table = np.stack([self.facts[field] for field in FIELDS[:4]], axis=1)
-        found, first = np.unique(table, axis=0, return_index=True)
-        order = np.argsort(first)
-        return {(tuple(found[i, :3].tolist()), _known(found[i, 3])): self.place(first[i]) for i in order}
+        first: dict[tuple[str, int], int] = {}
+        for row, format in enumerate(zip(self.facts["shape"].tolist(), self.facts["levels"].tolist())):
+            first.setdefault(format, row)
+        return {(_numbers(shape), _known(levels)): self.place(row) for (shape, levels), row in first.items()}
 
 
 def inspect(
@@ -128,13 +128,13 @@ def describe_images(images: Sequence, decoder: Decoder, versions: tuple) -> dict
 def _describe(image: Any, decoder: Decoder) -> dict[str, Any]:
     path = image.get("path") if isinstance(image, dict) else None
     lies_in_file = path is not None and image.get("bytes") is None
-    description = dict.fromkeys(FIELDS, UNKNOWN)
+    description = dict.fromkeys(FIELDS, UNKNOWN) | {"shape": ""}
     description |= {"path": path or "", "stamp": _stamp(path) if lies_in_file else UNKNOWN, "problem": "", "unreadable": False}
     try:
         pixels, levels = decoder(image)
     except UnsuitableImage as error:
         return description | {"problem": str(error), "unreadable": isinstance(error, UnreadableImage)}
-    values = (*pixels.shape, UNKNOWN if levels is None else levels, int(pixels.min()), int(pixels.max()))
+    values = (in_words(pixels.shape), UNKNOWN if levels is None else levels, int(pixels.min()), int(pixels.max()))
     return description | dict(zip(FIELDS, values))
 
 
@@ -145,6 +145,10 @@ def _stamp(path: str) -> int:
     except OSError:
         return 0
     return status.st_mtime_ns ^ status.st_size
+
+
+def _numbers(shape: str) -> tuple[int, ...]:
+    return tuple(map(int, shape.split("×")))
 
 
 def _known(levels: int) -> int | None:
@@ -175,14 +179,16 @@ def _listed(formats: dict[Format, str]) -> str:
 
 def describe_format(format: Format, with_levels: bool = True) -> str:
     """In words, such as `3×32×32 of 256 levels`."""
-    (channels, height, width), levels = format
-    return f"{channels}×{height}×{width}" + (f" of {levels} levels" if with_levels and levels is not None else "")
+    shape, levels = format
+    return in_words(shape) + (f" of {levels} levels" if with_levels and levels is not None else "")
 
 
 def remedy_for(formats: Sequence[Format]) -> str:
     """What makes images of these formats alike."""
-    sizes = {(height, width) for (_, height, width), _ in formats}
-    types = {(channels, levels) for (channels, _, _), levels in formats}
+    if any(len(shape) != 3 for shape, _ in formats):
+        return "make them alike beforehand"
+    sizes = {shape[1:] for shape, _ in formats}
+    types = {(shape[0], levels) for shape, levels in formats}
     options = ["`--resize N --center_crop`"] * (len(sizes) > 1) + ["`--convert RGB`"] * (len(types) > 1)
     return f"make them alike by {' and '.join(options)}, or beforehand"
 

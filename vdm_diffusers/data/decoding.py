@@ -50,7 +50,7 @@ class UnreadableImage(UnsuitableImage):
 class DecodedImage(NamedTuple):
     """
     Attributes:
-        pixels (`Tensor`): Integers from 0, `(C, H, W)`, uint8 if they fit, else int32.
+        pixels (`Tensor`): Integers from 0, `(C, *size)`, uint8 if they fit, else int32.
         levels (`int`, *optional*): How many the type of the stored image holds; `None` if it says nothing, as int64 doesn't.
     """
 
@@ -114,16 +114,19 @@ class Decoder:
     Args:
         preparation ([`Preparation`]): What is done to them.
         dtype (`str`, *optional*): Declared type of arrays that come as lists.
+        num_spatial_dims (`int`, *optional*): Dimensions of a sample beside its channels, 1 to 3. By default those of arrays
+            are 1 of `(L)`, 2 of `(H, W)` and `(H, W, C)`, and 3 of `(D, H, W, C)`.
     """
 
     preparation: Preparation = AS_STORED
     dtype: str | None = None
+    num_spatial_dims: int | None = None
 
     def __call__(self, stored: Any) -> DecodedImage:
         """
         Args:
-            stored: `{"bytes": ..., "path": ...}` of a file, its bytes, a PIL image, or an integer array `(H, W)` or
-                `(H, W, C)`.
+            stored: `{"bytes": ..., "path": ...}` of a file, its bytes, a PIL image, or an integer array
+                `(*size)` or `(*size, C)`.
 
         Raises:
             [`UnreadableImage`]: if it can't be read, with the reason.
@@ -156,6 +159,8 @@ class Decoder:
             raise UnreadableImage(f"It can't be read: {reason_of(error)}") from error
 
     def _read_picture(self, picture: PIL.Image.Image) -> tuple[np.ndarray, int]:
+        if self.num_spatial_dims not in (None, 2):
+            raise UnsuitableImage(f"Pictures have 2 spatial dimensions, but `--num_spatial_dims` is {self.num_spatial_dims}.")
         convert = self.preparation.convert
         levels = _stored_levels(picture) if convert else _levels(picture)
         picture.load()
@@ -169,12 +174,13 @@ class Decoder:
                     f"Images of {levels} levels can't be blended as `--resize` does: convert them by `--convert L` or `RGB`."
                 )
             picture = self._resized(picture)
-        return _contracted(np.asarray(picture), levels), levels
+        array = _contracted(np.asarray(picture), levels)
+        return array if array.ndim == 3 else array[..., None], levels
 
     def _read_array(self, stored: Any) -> tuple[np.ndarray, int | None]:
         if self.preparation.convert is not None:
             raise UnsuitableImage("`--convert` is for image files: arrays don't say which colours their channels are.")
-        array = integers_of(stored, self.dtype)
+        array = integers_of(stored, self.dtype, self.num_spatial_dims)
         bits = 8 * array.dtype.itemsize - (array.dtype.kind == "i")
         levels = 2 if array.dtype.kind == "b" else 2**bits if bits <= 16 else None
         if array.size and (array.min() < 0 or array.max() > np.iinfo(np.int32).max):
@@ -184,7 +190,9 @@ class Decoder:
         if self.preparation.resize is not None:
             if levels == 2:
                 raise UnsuitableImage("Arrays of booleans can't be blended as `--resize` does: store them as integers.")
-            planes = np.moveaxis(array if array.ndim == 3 else array[:, :, None], 2, 0).astype(np.int32)
+            if array.ndim != 3:
+                raise UnsuitableImage(f"`--resize` is for images, but it has {array.ndim - 1} spatial dimensions.")
+            planes = np.moveaxis(array, 2, 0).astype(np.int32)
             planes = [np.asarray(self._resized(PIL.Image.fromarray(plane))) for plane in planes]
             array = np.stack(planes, axis=2).astype(array.dtype)
         return array, levels

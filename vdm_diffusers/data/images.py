@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 from ..guards.loading import DataError, reason_of, root_cause
-from ..pictures import UnsuitableImage
+from ..pictures import AXES, UnsuitableImage, in_words
 from .checking import (
     Format,
     check_held_out_classes,
@@ -37,7 +37,7 @@ MIN_HELD_OUT = 2
 
 
 class ImageDataset(Dataset):
-    """Rows of images and labels as `{"images": (C, H, W) integers, "class_labels": int}`, the label only if there are any.
+    """Rows of images and labels as `{"images": (C, *size) integers, "class_labels": int}`, the label only if there are any.
 
     Args:
         rows: A sequence of mappings, such as a [`datasets.Dataset`].
@@ -84,9 +84,9 @@ class ImageData:
     """A training and a validation set of images of one shape.
 
     Attributes:
-        train, validation (`Dataset`): Their items are `{"images": (C, H, W) integers in [0, num_levels)}`, with
+        train, validation (`Dataset`): Their items are `{"images": (C, *size) integers in [0, num_levels)}`, with
             `"class_labels"` in `[0, num_classes)` if there are classes. `train` may be an [`ImageStream`].
-        shape (`tuple[int, int, int]`): Channels, height and width.
+        shape (`tuple[int, ...]`): `(C, *size)`; of images, channels, height and width.
         num_levels (`int`): Number of grey levels.
         num_classes (`int`, *optional*): Number of classes.
         name (`str`): For messages and the model card.
@@ -98,7 +98,7 @@ class ImageData:
 
     train: Dataset | IterableDataset
     validation: Dataset
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     num_levels: int
     num_classes: int | None
     name: str
@@ -142,6 +142,7 @@ def load_images(
     resolution: int | None = None,
     num_channels: int | None = None,
     num_levels: int | None = None,
+    num_spatial_dims: int | None = None,
     preparation: Preparation = AS_STORED,
     skip_unreadable_images: bool = False,
     num_workers: int = 0,
@@ -164,6 +165,8 @@ def load_images(
             Defaults to `validation` or `test`; where there is neither, a twentieth of the training images, two at least, are
             held out.
         resolution, num_channels, num_levels (`int`, *optional*): What the images must have; taken from them by default.
+        num_spatial_dims (`int`, *optional*): Dimensions of a sample beside its channels, 1 to 3. By default those of arrays
+            are 1 of `(L)`, 2 of `(H, W)` and `(H, W, C)`, and 3 of `(D, H, W, C)`.
         preparation ([`Preparation`]): What is done to image files beyond reading them.
         skip_unreadable_images (`bool`): Whether images that can't be read are left out, and listed as `unreadable`.
         num_workers (`int`): Processes that check the images; 0 is this one.
@@ -179,6 +182,7 @@ def load_images(
             "dataset_config_name": dataset_config_name,
             "image_column": image_column,
             "validation_split": validation_split,
+            "num_spatial_dims": num_spatial_dims,
             "resize": preparation.resize,
             "convert": preparation.convert,
         }
@@ -195,7 +199,7 @@ def load_images(
     held_out = held_out_split(splits, validation_split)
     features = splits["train"].features
     image_column = find_image_column(features, image_column, label_column)
-    decoder = decoder_of(features[image_column], preparation)
+    decoder = decoder_of(features[image_column], preparation, num_spatial_dims)
     columns = [image_column] if label_column is None else [image_column, label_column]
     rows = {name: undecoded(splits[name].select_columns(columns), image_column) for name in ("train", held_out) if name}
     inspections = [
@@ -295,7 +299,7 @@ def undecoded(rows, image_column: str):
     return rows.cast_column(image_column, Image(decode=False)) if is_file else rows
 
 
-def decoder_of(feature, preparation: Preparation) -> Decoder:
+def decoder_of(feature, preparation: Preparation, num_spatial_dims: int | None = None) -> Decoder:
     """What reads the images of a column, in the mode or of the type that it declares."""
     from datasets import Image
 
@@ -304,7 +308,7 @@ def decoder_of(feature, preparation: Preparation) -> Decoder:
             raise ValueError(f"The column of images declares PIL mode {feature.mode!r}: choose another by `--convert`.")
         preparation = replace(preparation, convert=feature.mode)
     dtype = getattr(_innermost(feature), "dtype", None)
-    return Decoder(preparation, dtype if dtype in INTEGERS else None)
+    return Decoder(preparation, dtype if dtype in INTEGERS else None, num_spatial_dims)
 
 
 def _innermost(feature):
@@ -317,19 +321,18 @@ def _innermost(feature):
 INTEGERS = {"bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))}
 
 
-def check_shape(shape: tuple[int, int, int], resolution: int | None, num_channels: int | None) -> None:
-    """Raise `ValueError` if the shape isn't the one asked for, or looks like one with the channels first."""
-    channels, height, width = shape
-    if height <= MAX_COLOURS and channels >= MIN_SIDE and num_channels != channels:
+def check_shape(shape: tuple[int, ...], resolution: int | None, num_channels: int | None) -> None:
+    """Raise `ValueError` if a shape `(C, *size)` isn't the one asked for, or that of an array with its channels first."""
+    channels, *size = shape
+    if size[0] <= MAX_COLOURS and channels >= MIN_SIDE and num_channels != channels:
+        axes = AXES[len(size)]
         raise ValueError(
-            f"The images are arrays ({height}, {width}, {channels}), which looks like (C, H, W): store them as (H, W, C), or"
+            f"The images are arrays {(*size, channels)}, which looks like (C, {axes}): store them as ({axes}, C), or"
             f" confirm by `--num_channels {channels}` that they are."
         )
-    if resolution is not None and (height, width) != (resolution, resolution):
-        raise ValueError(
-            f"`--resolution` is {resolution}, but the images are {height}×{width}: leave it out, or make them another data set"
-            f" by `--resize {resolution} --center_crop`."
-        )
+    if resolution is not None and {*size} != {resolution}:
+        other = f", or make them another data set by `--resize {resolution} --center_crop`" if len(size) == 2 else ""
+        raise ValueError(f"`--resolution` is {resolution}, but the images are {in_words(size)}: leave it out{other}.")
     if num_channels not in (None, channels):
         raise ValueError(f"`--num_channels` is {num_channels}, but the images have {channels}: leave it out.")
 

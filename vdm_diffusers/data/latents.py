@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from ..autoencoders import decode, encode, scale_to_unit
 from ..guards.loading import refused_as
+from ..pictures import in_words
 from .fingerprints import fingerprint
 from .images import ImageData
 
@@ -24,10 +25,10 @@ DESCRIPTION = "latents.json"
 
 
 class LatentDataset(Dataset):
-    """Latents `(c, h, w)`, float32, as `{"images": ..., "class_labels": int}`, the label only if there are any.
+    """Latents `(c, *size)`, float32, as `{"images": ..., "class_labels": int}`, the label only if there are any.
 
     Args:
-        latents: An array `(N, c, h, w)`, which may lie on disk.
+        latents: An array `(N, c, *size)`, which may lie on disk.
         class_labels (`Sequence[int]`, *optional*): Their labels.
     """
 
@@ -78,8 +79,8 @@ def in_latent_space(
     return replace(data, train=train, validation=validation, shape=shape, origin=json.dumps(facts))
 
 
-def latent_shape(vae: ModelMixin, data: ImageData) -> tuple[int, int, int]:
-    """The `(c, h, w)` of the latents of such images; `ValueError` if the autoencoder isn't one of them."""
+def latent_shape(vae: ModelMixin, data: ImageData) -> tuple[int, ...]:
+    """The `(c, *size)` of the latents of such images; `ValueError` if the autoencoder isn't one of them."""
     image = scale_to_unit(data.validation[0]["images"][None], data.num_levels)
     channels = vae.config.get("in_channels", data.shape[0])
     if channels == data.shape[0]:
@@ -90,7 +91,7 @@ def latent_shape(vae: ModelMixin, data: ImageData) -> tuple[int, int, int]:
             return tuple(latents.shape[1:])
     raise ValueError(
         f"`--vae_model_name_or_path` is an autoencoder of images with {channels} channels whose sides are multiples of its"
-        f" factor, but {data.name!r} has images of {'×'.join(map(str, data.shape))}."
+        f" factor, but {data.name!r} has images of {in_words(data.shape)}."
     )
 
 

@@ -270,6 +270,7 @@ def load_image_stream(
     resolution: int | None = None,
     num_channels: int | None = None,
     num_levels: int | None = None,
+    num_spatial_dims: int | None = None,
     buffer_size: int = 10_000,
     seed: int = 0,
     preparation: Preparation = AS_STORED,
@@ -298,7 +299,7 @@ def load_image_stream(
     if label_column is not None and not isinstance(features[label_column], ClassLabel):
         raise ValueError(f"`--label_column` {label_column!r} of a stream must be a ClassLabel, which says how many there are.")
     num_classes = None if label_column is None else features[label_column].num_classes
-    decoder = decoder_of(features[image_column], preparation)
+    decoder = decoder_of(features[image_column], preparation, num_spatial_dims)
     streams = {name: undecoded(rows, image_column) for name, rows in splits.items()}
     first, held_out = (
         inspect(_first(streams[name], number), name, image_column, decoder, skip_unreadable=skip_unreadable_images)

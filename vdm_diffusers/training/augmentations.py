@@ -5,6 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..pictures import in_words
+
 
 Augmented = tuple[Tensor, Tensor | None]
 """Images `(B, C, H, W)` as they were or changed, and `(B, 1)` of the conditioning, if any."""
@@ -37,8 +39,10 @@ AUGMENTATIONS: dict[str, Callable[[Tensor], Augmented]] = {"none": unchanged, "f
 """By their names as options; their draws are of the global generator of the images' device."""
 
 
-def check_augmentation(augmentation: str, shape: tuple[int, int, int]) -> None:
-    """Raise `ValueError` for one that images of a shape `(C, H, W)` can't have."""
+def check_augmentation(augmentation: str, shape: tuple[int, ...]) -> None:
+    """Raise `ValueError` for one that samples of a shape `(C, *size)` can't have."""
+    if augmentation != "none" and len(shape) != 3:
+        raise ValueError(f"`--augmentation {augmentation}` is for images, but the data are {in_words(shape)}.")
     if augmentation == "paper" and shape[1] != shape[2]:
         raise ValueError(f"`--augmentation paper` turns images, which must be square, but they are {shape[1]}×{shape[2]}.")
 

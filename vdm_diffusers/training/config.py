@@ -43,6 +43,9 @@ class TrainingConfig:
     resolution: int | None = option(None, "Height and width that the images must have. Default: whatever they have.")
     num_channels: int | None = option(None, "Channels that the images must have. Default: whatever they have.")
     num_levels: int | None = option(None, "Images are integers in [0, num_levels). Default: what their type can hold.")
+    num_spatial_dims: int | None = option(
+        None, "Dimensions of a sample beside its channels. Default: 1 of arrays (L), 3 of (D, H, W, C), 2 of all others."
+    )
     resize: int | None = option(
         None, "Resize images so that their shorter side has so many pixels, which makes them another data set."
     )
@@ -218,6 +221,7 @@ RANGES = {
     ),
     ("at least 2", lambda value: value >= 2): ("num_levels", "max_validation_images"),
     ("positive", lambda value: value > 0): ("adam_epsilon", "max_grad_norm"),
+    ("from 1 to 3", lambda value: 1 <= value <= 3): ("num_spatial_dims",),
     ("from 0 to 1", lambda value: 0 <= value <= 1): ("class_dropout", "ema_decay"),
     ("at least 0 and below 1", lambda value: 0 <= value < 1): ("dropout", "adam_beta1", "adam_beta2"),
 }  # fmt: skip

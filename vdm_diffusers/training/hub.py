@@ -17,6 +17,7 @@ from ..conditioning import num_classes
 from ..data.images import ImageData
 from ..guards.loading import reason_of
 from ..guards.secrecy import files_with_secrets
+from ..pictures import in_words
 from ..units import BITS_PER_DIM, Unit
 from ..vdm import VDM
 from .checkpoints.folders import ALL_NAMES
@@ -37,7 +38,7 @@ CARD = """---
 
 # {title}
 
-A [variational diffusion model](https://arxiv.org/abs/2107.00630) of {data}, {channels}×{height}×{width} {kind},
+A [variational diffusion model](https://arxiv.org/abs/2107.00630) of {data}, {shape} {kind},
 trained with vdm_diffusers{progress}.{preparation}
 
 | {unit} of {num_images} held-out images | |
@@ -47,7 +48,7 @@ trained with vdm_diffusers{progress}.{preparation}
 The bound is an estimate by the moving average of the weights, ± its standard error, over every one of these images
 {num_repeats} times. {source}
 
-![samples](samples.png)
+{samples}
 
 {num_samples} samples in {num_inference_steps} steps, from the seed {seed}.
 
@@ -96,15 +97,12 @@ def save_model_card(folder: Path, config: TrainingConfig, data: ImageData, vdm: 
             `histogram_bits_per_dim` too.
     """
     name = config.hub_model_id or Path(config.output_dir).name
-    channels, height, width = data.shape
     gamma_0, gamma_1 = vdm.noise_schedule.chain(1).tolist()
     content = CARD.format(
         metadata=_metadata(name, config, data, metrics, vdm.unit),
         title=_plain(Path(name).name),
         data=_plain(data.name),
-        channels=channels,
-        height=height,
-        width=width,
+        shape=in_words(data.shape),
         kind=f"with {data.num_levels} levels" if vdm.unit is BITS_PER_DIM else "latents of an autoencoder",
         preparation=f" Its images were {data.preparation}: the figures are of images so prepared." if data.preparation else "",
         unit="bits per dimension" if vdm.unit is BITS_PER_DIM else "nats per dimension of the latents",
@@ -120,6 +118,7 @@ def save_model_card(folder: Path, config: TrainingConfig, data: ImageData, vdm: 
         gamma_1=gamma_1,
         options=json.dumps(_options_given(config), indent=2),
         **{key: metrics[key] for key in ("num_images", "num_repeats", "step")},
+        samples="![samples](samples.png)" if len(data.shape) == 3 else "`samples.npy` has, as an array in [0, 1],",
         **{key: getattr(config, key) for key in ("num_samples", "num_inference_steps", "seed")},
     )
     populate_model_card(ModelCard(content), ["variational-diffusion-model", TASK]).save(folder / "README.md")
@@ -172,6 +171,7 @@ def evaluation_command(model: str, config: TrainingConfig, data: ImageData, metr
         "data_dir": config.train_data_dir,
         "image_column": config.image_column,
         "label_column": config.label_column,
+        "num_spatial_dims": config.num_spatial_dims,
         "split": config.validation_split,
         "max_images": None if all_used else metrics["num_images"],
         "num_timesteps": config.num_timesteps,
