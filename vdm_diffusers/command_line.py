@@ -9,7 +9,7 @@ import argparse
 import difflib
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
+from .guards.messages import as_flag, spelled
 from .guards.secrecy import redacted
 
 
@@ -327,12 +328,19 @@ def _print_help(options: Sequence[Option], command: str, description: str) -> No
 
 
 @contextmanager
-def exit_with_message(command: str, *error_types: type[Exception], silent: bool = False) -> Iterator[None]:
-    """End the program with the message of an error of these types instead of its traceback, or with neither."""
+def exit_with_message(
+    command: str, *error_types: type[Exception], silent: bool = False, own_names: Mapping[str, str] = {}
+) -> Iterator[None]:
+    """
+    End the program with the message of an error of these types instead of its traceback, or with neither.
+
+    Arguments of the library that the message names are spelled as flags, as `own_names` says where they have other ones.
+    """
     try:
         yield
     except error_types as error:
-        raise SystemExit(1 if silent else f"{command}: {in_one_line(redacted(str(error)))}") from error
+        message = in_one_line(redacted(spelled(error, as_flag(own_names))))
+        raise SystemExit(1 if silent else f"{command}: {message}") from error
 
 
 def in_one_line(message: str) -> str:
