@@ -46,11 +46,8 @@ COMMAND = "evaluate.py"
 CONTINUOUS = "continuous"
 MAX_DRAWS = 10**6
 ESTIMATORS = ("vlb", "ode", "ddpm")
-OWN_NAMES = {
-    "`--train_data_dir`": "`--data_dir`",
-    "`--validation_split`": "`--split`",
-    "`--num_levels`": "the model's `num_levels`",
-}
+OWN_NAMES = {"train_data_dir": "`--data_dir`", "validation_split": "`--split`", "num_levels": "the model's `num_levels`"}
+"""How arguments of the library are called here that are no options of this command."""
 
 
 @dataclass
@@ -124,7 +121,8 @@ class EvaluationOptions:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     processes = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # which only `Accelerator` reads by itself
-    with exit_with_message(COMMAND, ValueError, OSError, silent=not processes.is_main_process):  # which all processes raise
+    silent = not processes.is_main_process
+    with exit_with_message(COMMAND, ValueError, OSError, silent=silent, own_names=OWN_NAMES):  # which all processes raise
         options = parse_options(sys.argv[1:] if arguments is None else arguments)
         with exit_with_message(COMMAND, FloatingPointError):
             result = evaluate(options, processes)
@@ -243,29 +241,19 @@ def can_be_evaluated(options: EvaluationOptions) -> AbstractContextManager:
 
 def load_data(options: EvaluationOptions, num_levels: int) -> ImageData:
     """The images that the options name."""
-    try:
-        return load_images(
-            dataset_name=options.dataset_name,
-            dataset_config_name=options.dataset_config_name,
-            train_data_dir=options.data_dir,
-            image_column=options.image_column,
-            label_column=options.label_column,
-            validation_split=options.split,
-            num_levels=num_levels,
-            num_spatial_dims=options.num_spatial_dims,
-            preparation=Preparation(options.resize, options.center_crop, options.convert),
-            skip_unreadable_images=options.skip_unreadable_images,
-            check_train=False,
-        )
-    except ValueError as error:
-        raise ValueError(_in_own_names(str(error))) from error
-
-
-def _in_own_names(message: str) -> str:
-    """A message of [`load_images`], which names the options of training, in the names of this command."""
-    for name, own_name in OWN_NAMES.items():
-        message = message.replace(name, own_name)
-    return message
+    return load_images(
+        dataset_name=options.dataset_name,
+        dataset_config_name=options.dataset_config_name,
+        train_data_dir=options.data_dir,
+        image_column=options.image_column,
+        label_column=options.label_column,
+        validation_split=options.split,
+        num_levels=num_levels,
+        num_spatial_dims=options.num_spatial_dims,
+        preparation=Preparation(options.resize, options.center_crop, options.convert),
+        skip_unreadable_images=options.skip_unreadable_images,
+        check_train=False,
+    )
 
 
 def _name(row: dict) -> str:

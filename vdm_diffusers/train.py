@@ -405,7 +405,7 @@ def on_main_process(accelerator: Accelerator, function: Callable, *arguments: ob
         try:
             result = function(*arguments)
         except ValueError as error:
-            message = str(error)
+            message = error.args[0] if len(error.args) == 1 else str(error)
     result, message = broadcast_object_list([result, message])
     if message is not None:
         raise ValueError(message) if accelerator.is_main_process else SystemExit(1)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 from ..guards.loading import DataError, reason_of, root_cause
+from ..guards.messages import Argument, Message
 from ..pictures import AXES, UnsuitableImage, in_words
 from .checking import (
     Format,
@@ -75,7 +76,8 @@ class ImageDataset(Dataset):
             if self.format not in (None, found := (tuple(pixels.shape), levels)):
                 raise UnsuitableImage(f"It is {describe_format(found)} instead of {describe_format(self.format)}.")
         except UnsuitableImage as error:
-            raise DataError(f"The image {path or index} is not what it was when it was checked. {error}") from error
+            text = "The image {} is not what it was when it was checked. {}"
+            raise DataError(Message(text, path or index, error)) from error
         return pixels
 
 
@@ -114,7 +116,7 @@ def load_digits(label_column: str | None = None) -> ImageData:
     Their labels come along if `label_column` is `"label"`.
     """
     if label_column not in (None, "label"):
-        raise ValueError(f"`--label_column` is {label_column!r}, but that of the digits is 'label'.")
+        raise ValueError(Message("{label_column} is {!r}, but that of the digits is 'label'.", label_column))
     from sklearn import datasets
 
     digits = datasets.load_digits()
@@ -176,7 +178,7 @@ def load_images(
         `ValueError`: that names the option and the remedy, for anything missing, contradictory or unsuitable.
     """
     if dataset_name is not None and train_data_dir is not None:
-        raise ValueError("`--dataset_name` and `--train_data_dir` are both given: choose one.")
+        raise ValueError(Message("{dataset_name} and {train_data_dir} are both given: choose one."))
     if dataset_name is None and train_data_dir is None:
         choices = {
             "dataset_config_name": dataset_config_name,
@@ -188,11 +190,13 @@ def load_images(
         }
         for option, value in choices.items():
             if value is not None:
-                raise ValueError(f"`--{option}` is {value!r}, but the embedded digits have no choice of it: leave it out.")
+                raise ValueError(
+                    Message("{} is {!r}, but the embedded digits have no choice of it: leave it out.", Argument(option), value)
+                )
         data = load_digits(label_column)
         check_shape(data.shape, resolution, num_channels)
         if num_levels not in (None, data.num_levels):
-            raise ValueError(f"`--num_levels` is {num_levels}, but that of the digits is {data.num_levels}.")
+            raise ValueError(Message("{num_levels} is {}, but that of the digits is {}.", num_levels, data.num_levels))
         return data
 
     splits = load_splits(dataset_name, train_data_dir, dataset_config_name, cache_dir)
@@ -235,17 +239,18 @@ def load_splits(name: str | None, folder: str | None, config_name: str | None, c
     from datasets import load_dataset
 
     if name == "":
-        raise ValueError("`--dataset_name` is empty: give the name of a data set on the Hub.")
+        raise ValueError(Message("{dataset_name} is empty: give the name of a data set on the Hub."))
     if folder is not None and not (folder and Path(folder).is_dir()):
-        raise ValueError(f"`--train_data_dir` {folder!r} is no folder: give one of images or parquet files.")
-    option, source = ("--dataset_name", name) if folder is None else ("--train_data_dir", folder)
+        raise ValueError(Message("{train_data_dir} {!r} is no folder: give one of images or parquet files.", folder))
+    option, source = ("dataset_name", name) if folder is None else ("train_data_dir", folder)
     try:
         return load_dataset(source, config_name, cache_dir=cache_dir, streaming=streaming)
     except Exception as error:
-        raise ValueError(
-            f"`{option}` {source!r} could not be loaded: {reason_of(root_cause(error))} Give the name of a data set on the Hub"
-            " as `--dataset_name`, or a folder of images or parquet files as `--train_data_dir`."
-        ) from error
+        text = (
+            "{} {!r} could not be loaded: {} Give the name of a data set on the Hub as {dataset_name}, or a folder of images or"
+            " parquet files as {train_data_dir}."
+        )
+        raise ValueError(Message(text, Argument(option), source, reason_of(root_cause(error)))) from error
 
 
 def _divided(rows):
@@ -262,10 +267,11 @@ def _divided(rows):
 def check_number(validation, split: str | None) -> None:
     """Raise `ValueError` if there are too few held-out images."""
     if len(validation) < MIN_HELD_OUT:
-        raise ValueError(
-            f"The held-out split {split!r} has {len(validation)} images, but a standard error needs {MIN_HELD_OUT}: name"
-            " another one by `--validation_split`, or add to it."
+        text = (
+            "The held-out split {!r} has {} images, but a standard error needs {}: name another one by {validation_split}, or"
+            " add to it."
         )
+        raise ValueError(Message(text, split, len(validation), MIN_HELD_OUT))
 
 
 def held_out_split(splits, validation_split: str | None) -> str | None:
@@ -273,7 +279,8 @@ def held_out_split(splits, validation_split: str | None) -> str | None:
     if "train" not in splits:
         raise ValueError(f"The data set has no split 'train', only {', '.join(map(repr, splits))}.")
     if validation_split not in (None, *splits):
-        raise ValueError(f"`--validation_split` is {validation_split!r}, but the splits are {', '.join(map(repr, splits))}.")
+        text = "{validation_split} is {!r}, but the splits are {}."
+        raise ValueError(Message(text, validation_split, ", ".join(map(repr, splits))))
     return validation_split or next((name for name in VALIDATION_SPLITS if name in splits), None)
 
 
@@ -285,9 +292,11 @@ def find_image_column(features, image_column: str | None, label_column: str | No
     image_column = image_column or (columns[0] if len(columns) == 1 else "image")
     for option, column in (("image_column", image_column), ("label_column", label_column)):
         if column not in (None, *features):
-            raise ValueError(f"`--{option}` is {column!r}, but the columns are {', '.join(map(repr, features))}.")
+            text = "{} is {!r}, but the columns are {}."
+            raise ValueError(Message(text, Argument(option), column, ", ".join(map(repr, features))))
     if label_column == image_column:
-        raise ValueError(f"`--label_column` is {label_column!r}, which is the column of images: name that of the labels.")
+        text = "{label_column} is {!r}, which is the column of images: name that of the labels."
+        raise ValueError(Message(text, label_column))
     return image_column
 
 
@@ -305,7 +314,7 @@ def decoder_of(feature, preparation: Preparation, num_spatial_dims: int | None =
 
     if isinstance(feature, Image) and feature.mode is not None and preparation.convert is None:
         if feature.mode not in CONVERSIONS:
-            raise ValueError(f"The column of images declares PIL mode {feature.mode!r}: choose another by `--convert`.")
+            raise ValueError(Message("The column of images declares PIL mode {!r}: choose another by {convert}.", feature.mode))
         preparation = replace(preparation, convert=feature.mode)
     dtype = getattr(_innermost(feature), "dtype", None)
     return Decoder(preparation, dtype if dtype in INTEGERS else None, num_spatial_dims)
@@ -326,15 +335,17 @@ def check_shape(shape: tuple[int, ...], resolution: int | None, num_channels: in
     channels, *size = shape
     if size[0] <= MAX_COLOURS and channels >= MIN_SIDE and num_channels != channels:
         axes = AXES[len(size)]
-        raise ValueError(
-            f"The images are arrays {(*size, channels)}, which looks like (C, {axes}): store them as ({axes}, C), or"
-            f" confirm by `--num_channels {channels}` that they are."
+        text = (
+            "The images are arrays {}, which looks like (C, {}): store them as ({}, C), or confirm by {num_channels:{}} that"
+            " they are."
         )
+        raise ValueError(Message(text, (*size, channels), axes, axes, channels))
     if resolution is not None and {*size} != {resolution}:
-        other = f", or make them another data set by `--resize {resolution} --center_crop`" if len(size) == 2 else ""
-        raise ValueError(f"`--resolution` is {resolution}, but the images are {in_words(size)}: leave it out{other}.")
+        text = "{resolution} is {}, but the images are {}: leave it out"
+        text += ", or make them another data set by {resize:{}} with {center_crop}." if len(size) == 2 else "."
+        raise ValueError(Message(text, resolution, in_words(size), resolution))
     if num_channels not in (None, channels):
-        raise ValueError(f"`--num_channels` is {num_channels}, but the images have {channels}: leave it out.")
+        raise ValueError(Message("{num_channels} is {}, but the images have {}: leave it out.", num_channels, channels))
 
 
 MAX_COLOURS, MIN_SIDE = 4, 8
@@ -344,10 +355,11 @@ MAX_COLOURS, MIN_SIDE = 4, 8
 def check_type(levels: int | None, num_levels: int | None) -> None:
     """Raise `ValueError` unless a type of images that holds so many levels holds `num_levels`."""
     if num_levels is not None and levels is not None and num_levels > levels:
-        raise ValueError(
-            f"`--num_levels` is {num_levels}, but the images are of a type that holds {levels}: images of fewer levels are"
-            " other data, with another likelihood."
+        text = (
+            "{num_levels} is {}, but the images are of a type that holds {}: images of fewer levels are other data, with"
+            " another likelihood."
         )
+        raise ValueError(Message(text, num_levels, levels))
 
 
 def names_of_classes(features, label_column: str | None) -> list[str] | None:

@@ -4,6 +4,7 @@ from diffusers import DiffusionPipeline
 
 from ..class_names import check_same_classes, in_order
 from ..denoisers import sample_shape
+from ..guards.messages import Message
 from ..pictures import in_words
 from ..scheduling_vdm import VDMScheduler
 from ..unet_vdm import VDMUNet2DModel
@@ -28,10 +29,10 @@ def _check_classes(pipeline: DiffusionPipeline, data: ImageData) -> None:
     num_embeds = pipeline.unet.config.get("num_class_embeds")
     if not num_embeds:
         if data.num_classes is not None:
-            raise ValueError("The model is unconditional: leave out `--label_column`.")
+            raise ValueError(Message("The model is unconditional: leave out {label_column}."))
         return
     if data.num_classes is None:
-        raise ValueError("The model is class-conditional: name the column of labels by `--label_column`.")
+        raise ValueError(Message("The model is class-conditional: name the column of labels by {label_column}."))
     is_vdm = isinstance(pipeline.unet, VDMUNet2DModel) or isinstance(pipeline.scheduler, VDMScheduler)
     num_classes = num_embeds - 1 if is_vdm else num_embeds  # the last of a VDM's means none of them
     if data.num_classes != num_classes:

@@ -3,6 +3,9 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from torch.utils.data import get_worker_info
+
+from .messages import Message, from_json, to_json
 from .secrecy import redacted
 
 
@@ -11,12 +14,12 @@ MAX_LENGTH = 300
 
 
 @contextmanager
-def refused_as(what: str, remedy: str = "") -> Iterator[None]:
+def refused_as(what: str | Message, remedy: str | Message = "") -> Iterator[None]:
     """Turn any error into a `ValueError` of one sentence: `what`, the reason, and the remedy."""
     try:
         yield
     except Exception as error:
-        raise ValueError(f"{what}: {reason_of(error)}{remedy and f' {remedy}'}") from error
+        raise ValueError(Message("{}: {} {}" if remedy else "{}: {}", what, reason_of(error), remedy)) from error
 
 
 @contextmanager
@@ -31,12 +34,14 @@ def loading(what: str) -> Iterator[None]:
             yield
     except ValueError as refusal:
         cause = refusal.__cause__
-        message = reason_of(cause) if "could not be loaded:" in str(cause) else str(refusal)
+        message = reason_of(cause if "could not be loaded:" in str(cause) else refusal)
         raise (OSError if isinstance(cause, OSError) else ValueError)(message) from cause
 
 
-def reason_of(error: BaseException) -> str:
-    """The first line of what an error says, as a sentence, without any secret."""
+def reason_of(error: BaseException) -> str | Message:
+    """The first line of what an error says, as a sentence, without any secret; its [`Message`], if it carries one."""
+    if error.args and isinstance(error.args[0], Message):
+        return error.args[0]
     name, lines = type(error).__name__, redacted(str(error)).strip().splitlines()
     text = lines[0].strip() if lines else name
     text = f"{name}: {text}" if isinstance(error, KeyError) else text
@@ -50,8 +55,16 @@ def root_cause(error: BaseException) -> BaseException:
 
 
 class DataError(ValueError):
-    """Images can't be read on, though they were checked; the message names the one that it fails at."""
+    """
+    Images can't be read on, though they were checked; the message names the one that it fails at.
 
-    def __init__(self, message: str):
-        last_line = message.strip().splitlines()[-1]  # a worker's comes after its traceback
-        super().__init__(last_line.split(f"{type(self).__name__}: ")[-1])
+    Of an error in a worker torch hands on the traceback alone, as the message of another. It ends in JSON there.
+    """
+
+    def __init__(self, message: str | Message):
+        if isinstance(message, str) and "\n" in message:
+            message = from_json(message.strip().splitlines()[-1].split(f"{type(self).__name__}: ", 1)[-1])
+        super().__init__(message)
+
+    def __str__(self) -> str:
+        return super().__str__() if get_worker_info() is None else to_json(self)

@@ -48,7 +48,7 @@ def for_each_image(
         try:
             results = _results(function, dataset, own, batch_size, device, _progress_bar(len(own), processes, description))
         except DataError as error:
-            results, failures = [], [str(error)]
+            results, failures = [], [error.args[0]]
     if processes is not None:
         results, failures = gather_object(results), gather_object(failures)
     if failures:

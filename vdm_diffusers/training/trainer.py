@@ -20,6 +20,7 @@ from ..data.images import ImageData
 from ..data.streaming import ImageStream, StreamLoader
 from ..figures import save_noise_schedule
 from ..guards.loading import DataError
+from ..guards.messages import Message
 from ..guards.secrecy import redacted
 from ..likelihood.bound import VariationalBound, variational_bound
 from ..randomness import counted_generator
@@ -194,7 +195,7 @@ class Trainer:
         try:
             taken = list(islice(batches, number)) if stream is None else stream.take(number)
         except DataError as error:
-            problem = str(error)
+            problem = error.args[0]
         if stream is not None:
             self._note_unreadable(stream.unreadable)
             stream.unreadable.clear()
@@ -364,7 +365,7 @@ class Trainer:
             yield
         except DataError as error:
             self._leave_checkpoint()
-            raise DataError(f"{error} {self._way_on()}") from error
+            raise DataError(Message("{} {}", error, self._way_on())) from error
 
     def _way_on(self) -> str:
         return f"checkpoint-{self.history.step} is written, go on from it by `--resume_from_checkpoint latest`."
