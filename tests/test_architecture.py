@@ -17,7 +17,7 @@ ORDER = (
     "unet_vdm", "autoencoders", "denoisers", "class_names", "conditioning",
     "scheduling", "scheduling_vdm", "vdm", "pixel_space", "probability_flow", "pipeline_vdm",
     "figures", "likelihood", "data", "training",
-    "convert", "feature_distances", "image_quality", "fid", "evaluate", "train",
+    "convert", "image_quality", "fid", "evaluate", "train",
 )  # fmt: skip
 """Modules of the root and rooms, lowest first: none imports from those that come after it."""
 

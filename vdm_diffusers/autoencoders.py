@@ -9,7 +9,8 @@ import torch
 from diffusers import AutoModel, ModelMixin
 from torch import Tensor
 
-from .guards.foreign_models import check_model, reason_of
+from .guards.foreign_models import check_model
+from .guards.loading import reason_of
 from .guards.messages import Message
 from .precision import compute_dtype
 

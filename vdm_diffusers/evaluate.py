@@ -31,7 +31,8 @@ from .data.matching import check_images
 from .data.options import SHORT_NAMES, DataOptions
 from .figures import check_figure_path, save_loss_profiles
 from .guards.arguments import Count, Draws, Limit, at_least
-from .guards.foreign_models import check_denoiser, check_pipeline, refused_as
+from .guards.foreign_models import check_denoiser, check_pipeline
+from .guards.loading import refused_as
 from .guards.messages import Message, refuse_if
 from .guards.secrecy import guarded_output
 from .likelihood.bound import variational_bound

@@ -23,11 +23,13 @@ from .command_line import check_file_to_write, exit_with_message, option, parse_
 from .data.images import ImageData, load_images
 from .data.options import SHORT_NAMES, SourceOptions
 from .guards.arguments import Count, Seed, at_least
-from .guards.foreign_models import check_pipeline, reason_of, refused_as
+from .guards.foreign_models import check_pipeline
+from .guards.loading import reason_of, refused_as
 from .guards.messages import Message, refuse_if
 from .guards.secrecy import guarded_output
 from .image_quality.batches import generated_images, real_images
 from .image_quality.distances import digest, distances, inception
+from .pictures import in_words
 
 
 COMMAND = "fid.py"
@@ -149,6 +151,8 @@ def check_format(pipeline: DiffusionPipeline, data: ImageData) -> None:
     for whose, levels in (("the model", pipeline.config.get("num_levels", NUM_LEVELS)), (repr(data.name), data.num_levels)):
         if levels != NUM_LEVELS:
             raise ValueError(f"The images of {whose} have {levels} levels, but feature extractors take 8-bit images.")
+    if len(data.shape) != 3:
+        raise ValueError(f"{data.name!r} has no images, but samples of {in_words(data.shape)}, which Inception can't see.")
     if data.shape[0] not in (1, 3):
         raise ValueError(f"{data.name!r} has {data.shape[0]} channels, but feature extractors take RGB, or grey repeated.")
 

@@ -5,7 +5,7 @@ import pickle
 import pytest
 
 from vdm_diffusers.command_line import exit_with_message
-from vdm_diffusers.guards.messages import Argument, Message, as_flag, spelled
+from vdm_diffusers.guards.messages import Argument, Message, as_flag, from_json, spelled, to_json
 
 
 CROP = Message("{center_crop} needs {resize}, which says how large the square is.")
@@ -37,3 +37,11 @@ def test_a_command_spells_them_as_its_own():
     with pytest.raises(SystemExit, match="^command: `--center_crop` needs the model's side, "):
         with exit_with_message("command", ValueError, own_names={"resize": "the model's side"}):
             raise ValueError(CROP)
+
+
+@pytest.mark.parametrize("message", [CROP, Message("{}: {!r}", ValueError(CROP), "{x}"), "plain {x}"])
+def test_what_is_kept_as_a_string_can_still_be_spelled(message):
+    kept = to_json(ValueError(message))
+    again = ValueError(from_json(kept))
+    assert isinstance(kept, str) and str(again) == str(message)
+    assert spelled(again, as_flag()) == spelled(ValueError(message), as_flag())

@@ -23,7 +23,8 @@ from huggingface_hub import ModelCard
 from torch import Tensor
 
 from ..command_line import read_text
-from ..guards.foreign_models import refused_as, weights_limited
+from ..guards.foreign_models import weights_limited
+from ..guards.loading import refused_as
 from ..guards.messages import Message, refuse_if
 from ..noise_schedules import LearnedUnpinnedSchedule, LinearSchedule, NoiseSchedule
 from ..unet_vdm import VDMUNet2DModel

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from ..command_line import option
-from ..guards.arguments import Count, check_fields
+from ..guards.arguments import Count, Within, check_fields
 from ..guards.messages import Message
 from .decoding import CONVERSIONS, Preparation
 
@@ -51,6 +51,9 @@ class DataOptions(SourceOptions):
     """
 
     label_column: str | None = option(None, "A column of class labels, for a class-conditional model.")
+    num_spatial_dims: Annotated[int, Within(1, 3)] | None = option(
+        None, "Dimensions of a sample beside its channels. Default: 1 of arrays (L), 3 of (D, H, W, C), 2 of all others."
+    )
     resize: Count | None = option(
         None, "Resize images so that their shorter side has so many pixels, which makes them another data set."
     )
@@ -67,5 +70,5 @@ class DataOptions(SourceOptions):
         self.preparation = Preparation(self.resize, self.center_crop, self.convert)
 
     def loading(self) -> dict[str, Any]:
-        names = ("label_column", "preparation", "skip_unreadable_images")
+        names = ("label_column", "num_spatial_dims", "preparation", "skip_unreadable_images")
         return super().loading() | {name: getattr(self, name) for name in names}

@@ -19,7 +19,7 @@ from diffusers import ConfigMixin, DiffusionPipeline, ModelMixin
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from .messages import Message, message_of
+from .loading import refused_as
 
 
 INDEX = "model_index.json"
@@ -30,26 +30,6 @@ MAX_TENSORS = 10_000
 """Of a model: the largest of diffusers have some thousands."""
 LIMITS = {"sample_size": 1 << 13, "num_train_timesteps": 10**6, "num_features": 1 << 20, "num_steps": 10**6}
 """Largest values of what costs memory without being weights, wherever a configuration has them."""
-
-
-@contextmanager
-def refused_as(what: str | Message, remedy: str | Message = "") -> Iterator[None]:
-    """Any error as a `ValueError` of one sentence, for code that reads what others wrote."""
-    try:
-        yield
-    except Exception as error:
-        raise ValueError(Message("{}: {} {}" if remedy else "{}: {}", what, reason_of(error), remedy)) from error
-
-
-def reason_of(error: BaseException) -> str | Message:
-    """The first line of what an error says, as a sentence; its [`Message`], if it carries one."""
-    if isinstance(message := message_of(error), Message):
-        return message
-    name, lines = type(error).__name__, str(error).strip().splitlines()
-    text = lines[0].strip() if lines else name
-    text = f"{name}: {text}" if isinstance(error, KeyError) else text
-    text = text if len(text) <= 300 else f"{text[:300]}…"
-    return text if text.endswith((".", "!", "?", "…")) else f"{text.rstrip(':,;')}."
 
 
 def check_pipeline(name: str | os.PathLike, cache_dir: str | None = None) -> Path:

@@ -1,5 +1,6 @@
 """Messages that name arguments, and spell them for whoever reads: `resize` in Python, `--resize` on a command line."""
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from string import Formatter
@@ -89,3 +90,19 @@ class _Speller(Formatter):
         if isinstance(value, BaseException):
             return spelled(value, self.spelling)
         return format(value, format_spec)
+
+
+def to_json(error: BaseException) -> str:
+    """What an exception says, for where it has to be kept as a string; [`from_json`] has its [`Message`] again, if any."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, BaseException):
+            value = message_of(value)
+        return {"text": value.text, "values": [plain(part) for part in value.values]} if isinstance(value, Message) else value
+
+    return json.dumps(plain(error))
+
+
+def from_json(content: str) -> Message | str:
+    """What an exception said."""
+    return json.loads(content, object_hook=lambda message: Message(message["text"], *message["values"]))

@@ -51,11 +51,6 @@ def redacted(text: str) -> str:
     return OF_THE_HUB.sub(REDACTED, text)
 
 
-def reason(error: BaseException) -> str:
-    """The first line of an error's message, or its name, without any secret."""
-    return (redacted(str(error)).strip() or type(error).__name__).splitlines()[0]
-
-
 def files_with_secrets(folder: Path) -> list[Path]:
     """Those that must not be sent, whoever wrote them there."""
     forms = [form.encode() for form in _forms()]

@@ -9,7 +9,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..guards.foreign_models import refused_as
+from ..guards.loading import refused_as
 
 
 def real_images(images: Dataset, batch_size: int) -> Iterator[Tensor]:

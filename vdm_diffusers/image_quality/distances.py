@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor, nn
 
-from ..guards.foreign_models import refused_as
+from ..guards.loading import refused_as
 from ..guards.messages import Message
 
 

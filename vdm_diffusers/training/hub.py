@@ -15,8 +15,10 @@ from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 from ..class_names import labels_by_name
 from ..conditioning import num_classes
 from ..data.images import ImageData
+from ..guards.loading import reason_of
 from ..guards.messages import Message
-from ..guards.secrecy import files_with_secrets, reason
+from ..guards.secrecy import files_with_secrets
+from ..pictures import in_words
 from ..units import BITS_PER_DIM, Unit
 from ..vdm import VDM
 from .checkpoints.folders import ALL_NAMES
@@ -37,7 +39,7 @@ CARD = """---
 
 # {title}
 
-A [variational diffusion model](https://arxiv.org/abs/2107.00630) of {data}, {channels}×{height}×{width} {kind},
+A [variational diffusion model](https://arxiv.org/abs/2107.00630) of {data}, {shape} {kind},
 trained with vdm_diffusers{progress}.{preparation}
 
 | {unit} of {num_images} held-out images | |
@@ -47,7 +49,7 @@ trained with vdm_diffusers{progress}.{preparation}
 The bound is an estimate by the moving average of the weights, ± its standard error, over every one of these images
 {num_repeats} times. {source}
 
-![samples](samples.png)
+{samples}
 
 {num_samples} samples in {num_inference_steps} steps, from the seed {seed}.
 
@@ -96,15 +98,12 @@ def save_model_card(folder: Path, config: TrainingConfig, data: ImageData, vdm: 
             `histogram_bits_per_dim` too.
     """
     name = config.hub_model_id or Path(config.output_dir).name
-    channels, height, width = data.shape
     gamma_0, gamma_1 = vdm.noise_schedule.chain(1).tolist()
     content = CARD.format(
         metadata=_metadata(name, config, data, metrics, vdm.unit),
         title=_plain(Path(name).name),
         data=_plain(data.name),
-        channels=channels,
-        height=height,
-        width=width,
+        shape=in_words(data.shape),
         kind=f"with {data.num_levels} levels" if vdm.unit is BITS_PER_DIM else "latents of an autoencoder",
         preparation=f" Its images were {data.preparation}: the figures are of images so prepared." if data.preparation else "",
         unit="bits per dimension" if vdm.unit is BITS_PER_DIM else "nats per dimension of the latents",
@@ -120,6 +119,7 @@ def save_model_card(folder: Path, config: TrainingConfig, data: ImageData, vdm: 
         gamma_1=gamma_1,
         options=json.dumps(_options_given(config), indent=2),
         **{key: metrics[key] for key in ("num_images", "num_repeats", "step")},
+        samples="![samples](samples.png)" if len(data.shape) == 3 else "`samples.npy` has, as an array in [0, 1],",
         **{key: getattr(config, key) for key in ("num_samples", "num_inference_steps", "seed")},
     )
     populate_model_card(ModelCard(content), ["variational-diffusion-model", TASK]).save(folder / "README.md")
@@ -172,6 +172,7 @@ def evaluation_command(model: str, config: TrainingConfig, data: ImageData, metr
         "data_dir": config.train_data_dir,
         "image_column": config.image_column,
         "label_column": config.label_column,
+        "num_spatial_dims": config.num_spatial_dims,
         "split": config.validation_split,
         "max_images": None if all_used else metrics["num_images"],
         "num_timesteps": config.num_timesteps,
@@ -231,7 +232,7 @@ def check_token(config: TrainingConfig) -> str:
     try:
         return HfApi(token=config.hub_token).whoami()["name"]
     except Exception as error:
-        raise ValueError(Message("{push_to_hub} finds no one to upload for: {} {}", reason(error), LOG_IN)) from error
+        raise ValueError(Message("{push_to_hub} finds no one to upload for: {} {}", reason_of(error), LOG_IN)) from error
 
 
 def create_repository(config: TrainingConfig) -> str:
@@ -240,7 +241,8 @@ def create_repository(config: TrainingConfig) -> str:
     try:
         return HfApi(token=config.hub_token).create_repo(name, private=config.hub_private_repo, exist_ok=True).repo_id
     except Exception as error:
-        raise ValueError(Message("{push_to_hub} can't create {!r} on the Hub: {} {}", name, reason(error), LOG_IN)) from error
+        message = "{push_to_hub} can't create {!r} on the Hub: {} {}"
+        raise ValueError(Message(message, name, reason_of(error), LOG_IN)) from error
 
 
 LOG_IN = Message("Log in with `hf auth login` or give {hub_token}.")
@@ -275,7 +277,7 @@ class Uploads:
         """Why the last upload failed, if it did."""
         if self.under_way is None or not self.under_way.done() or self.under_way.exception() is None:
             return None
-        return reason(self.under_way.exception())
+        return reason_of(self.under_way.exception())
 
     def finish(self) -> None:
         """Upload the output folder; `RuntimeError` that says how to retry it if that fails."""
@@ -288,7 +290,7 @@ class Uploads:
             exclude = [part for pattern in _kept_back(self.folder) for part in ("--exclude", pattern)]
             command = shlex.join(["hf", "upload", self.repository, self.config.output_dir, ".", *exclude])
             raise RuntimeError(
-                f"The upload to {self.repository!r} failed: {reason(error)} Everything is in {self.config.output_dir!r};"
+                f"The upload to {self.repository!r} failed: {reason_of(error)} Everything is in {self.config.output_dir!r};"
                 f" upload it by `{command}`."
             ) from error
 

@@ -9,9 +9,11 @@ from ..autoencoders import have_same_latents
 from ..class_names import check_same_classes
 from ..data.images import ImageData
 from ..denoisers import sample_shape
-from ..guards.foreign_models import check_denoiser, check_pipeline, check_sizes, refused_as
+from ..guards.foreign_models import check_denoiser, check_pipeline, check_sizes
+from ..guards.loading import refused_as
 from ..guards.messages import Argument, Message, refuse_if
 from ..noise_schedules import NOISE_SCHEDULES, LearnedChainSchedule, NoiseSchedule
+from ..pictures import in_words
 from ..unet_vdm import VDMUNet2DModel
 from ..vdm import VDM
 from .augmentations import check_augmentation
@@ -58,7 +60,7 @@ def pretrained_vdm(config: TrainingConfig, data: ImageData, vae: ModelMixin | No
     refuse_if(
         size != list(data.shape[1:]),
         "{} is a model of {}, but {!r} has {}: choose data of the model's size.",
-        *(model, "×".join(map(str, size)), data.name, "×".join(map(str, data.shape[1:]))),
+        *(model, in_words(size), data.name, in_words(data.shape[1:])),
     )
     embeddings, needed = vdm.unet.config.get("num_class_embeds"), number_of_embeddings(data)
     refuse_if(

@@ -14,6 +14,7 @@ from ..data.checking import describe_unreadable
 from ..data.images import ImageData
 from ..denoisers import sample_shape
 from ..guards.messages import Message, refuse_if
+from ..pictures import in_words
 from ..vdm import VDM
 from .checkpoints.folders import find_checkpoints
 from .config import TrainingConfig
@@ -90,7 +91,6 @@ def describe_plan(
     needs = needs_of(config, vdm)
     state, whose = (needs.state / num_processes, "shards of ") if sharded else (needs.state, "")
     run = describe_run(config, data, num_processes)
-    channels, height, width = data.shape
     if isinstance(data.train, IterableDataset):
         train, epochs = "a stream", ""
     else:
@@ -99,7 +99,7 @@ def describe_plan(
     prepared = f", {data.preparation}" if data.preparation else ""
     left_out = f"; {describe_unreadable(data.unreadable)}" if data.unreadable else ""
     lines = {
-        "data": f"{data.name}: {train} to train on, {len(data.validation):,} held out; {channels}×{height}×{width},"
+        "data": f"{data.name}: {train} to train on, {len(data.validation):,} held out; {in_words(data.shape)},"
         f" {levels}, {'no' if data.num_classes is None else data.num_classes} classes{prepared}{left_out}",
         "denoiser": f"{type(vdm.unet).__name__}, {num_parameters(vdm.unet):,} parameters",
         "noise schedule": f"{type(vdm.noise_schedule).__name__}, {num_parameters(vdm.noise_schedule):,} parameters",

@@ -4,8 +4,6 @@ import json
 import shutil
 from pathlib import Path
 
-from PIL.Image import Image
-
 from ..data.histogram import histogram_bits_per_dim
 from ..data.images import ImageData
 from ..figures import save_forward_process, save_training_curve
@@ -14,7 +12,7 @@ from ..units import BITS_PER_DIM, Unit
 from ..vdm import VDM
 from .config import TrainingConfig
 from .hub import Uploads, save_model_card
-from .sample_grids import save_samples
+from .sample_grids import Samples, save_samples
 from .trainer import History
 
 
@@ -23,7 +21,7 @@ def finish(
     data: ImageData,
     vdm: VDM,
     history: History,
-    samples: list[Image],
+    samples: Samples,
     bound: VariationalBound,
     seconds: dict[str, float],
 ) -> dict:
@@ -61,7 +59,8 @@ def upload_in_background(uploads: Uploads, config: TrainingConfig, data: ImageDa
     record = history.validation[-1]
     num_images = min(len(data.validation), config.max_validation_images or len(data.validation))
     vdm.save_pretrained(folder)
-    shutil.copy(folder / "samples" / f"step-{record['step']}.png", folder / "samples.png")
+    for drawn in (folder / "samples").glob(f"step-{record['step']}.*"):
+        shutil.copy(drawn, folder / f"samples{drawn.suffix}")
     describe_model(folder, config, data, vdm, measurements(record, record["step"], num_images, config.validation_repeats))
     uploads.start(record["step"])
     return None if failure is None else f"the last upload failed: {failure} This one takes it up."
