@@ -9,6 +9,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ..conditioning import num_classes
 from ..guards.loading import refused_as
 
 
@@ -24,7 +25,7 @@ def generated_images(
     """Batches `(B, 3, H, W)` of uint8, of a class-conditional pipeline all classes in turn; they depend on the batch size."""
     set_seed(seed)  # some pipelines don't pass their generator on
     generator = torch.Generator().manual_seed(seed)
-    classes = num_classes(pipeline)
+    classes = _num_classes(pipeline)
     for start in range(0, num_images, batch_size):
         indices = range(start, min(start + batch_size, num_images))
         call = {"batch_size": len(indices)} if classes is None else {"class_labels": [index % classes for index in indices]}
@@ -33,14 +34,11 @@ def generated_images(
         yield rgb(torch.from_numpy(output.images).mul(255).round().byte().permute(0, 3, 1, 2))
 
 
-def num_classes(pipeline: DiffusionPipeline) -> int | None:
-    """The classes of a pipeline that is called with their labels, the null class left out."""
+def _num_classes(pipeline: DiffusionPipeline) -> int | None:
+    """The classes of a pipeline that is called with their labels."""
     if "class_labels" not in inspect.signature(pipeline.__call__).parameters:
         return None
-    denoiser = pipeline.components.get("unet") or pipeline.components.get("transformer")
-    if embeddings := denoiser.config.get("num_class_embeds"):
-        return embeddings - 1
-    return denoiser.config.get("num_embeds_ada_norm")
+    return num_classes(pipeline.components.get("unet") or pipeline.components.get("transformer"))
 
 
 def rgb(images: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from diffusers import ModelMixin
 
 from ..autoencoders import have_same_latents
 from ..class_names import check_same_classes
+from ..conditioning import num_classes
 from ..data.images import ImageData
 from ..denoisers import sample_shape
 from ..guards.foreign_models import check_denoiser, check_pipeline, check_sizes
@@ -62,11 +63,10 @@ def pretrained_vdm(config: TrainingConfig, data: ImageData, vae: ModelMixin | No
         "{} is a model of {}, but {!r} has {}: choose data of the model's size.",
         *(model, in_words(size), data.name, in_words(data.shape[1:])),
     )
-    embeddings, needed = vdm.unet.config.get("num_class_embeds"), number_of_embeddings(data)
     refuse_if(
-        "num_class_embeds" in vdm.unet.config and embeddings != needed,
-        "{} has {} class embeddings, but {} are needed, one more than there are classes: see {label_column}.",
-        *(model, embeddings or "no", needed or "none"),
+        num_classes(vdm.unet) != data.num_classes,
+        "{} is a model of {} classes, but {!r} has {}: see {label_column}.",
+        *(model, num_classes(vdm.unet) or "no", data.name, data.num_classes or "none"),
     )
     check_same_classes(data.class_names, vdm.class_names, repr(data.name), model)
     vdm.class_names = vdm.class_names or data.class_names
@@ -83,11 +83,6 @@ def load_vdm(config: TrainingConfig) -> VDM:
         vdm = VDM.from_pretrained(name, config.num_timesteps, config.weighting, cache_dir=cache_dir)
         check_denoiser(vdm.unet, sample_shape(vdm.unet))
     return vdm
-
-
-def number_of_embeddings(data: ImageData) -> int | None:
-    """One for each class, and one for none."""
-    return None if data.num_classes is None else data.num_classes + 1
 
 
 def new_vdm(config: TrainingConfig, data: ImageData, vae: ModelMixin | None) -> VDM:
@@ -128,7 +123,7 @@ def new_unet(config: TrainingConfig, data: ImageData, is_latent: bool) -> VDMUNe
             norm_num_groups=config.norm_num_groups,
             dropout=config.dropout,
             fourier_powers=fourier_powers if config.fourier_powers is None else tuple(config.fourier_powers),
-            num_class_embeds=number_of_embeddings(data),
+            num_class_embeds=None if data.num_classes is None else data.num_classes + 1,
         )
 
 
