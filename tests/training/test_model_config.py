@@ -1,12 +1,16 @@
 """Stock denoisers from their configuration: trained, saved, loaded, evaluated, resumed; and what describes none."""
 
 import json
+import re
+from dataclasses import replace
 
 import pytest
 from diffusers import DiTTransformer2DModel, UNet2DModel
+from paths import ROOT
 
 from vdm_diffusers import VDMPipeline, evaluate
 from vdm_diffusers.data import load_digits
+from vdm_diffusers.denoisers import sample_shape
 from vdm_diffusers.training.config import TrainingConfig
 from vdm_diffusers.training.model_config import build_from_config, read_model_config
 
@@ -51,6 +55,13 @@ def test_the_data_decide_what_is_left_out(config, embeddings):
     for given in (config, config | decided):
         unet = build_from_config(given, load_digits("label"), "model.json")
         assert {name: unet.config[name] for name in decided} | {"sample_size": 8} == decided
+
+
+@pytest.mark.parametrize(("number", "shape"), [(0, (3, 32, 32)), (1, (2, 64))])
+def test_documented_configurations_describe_denoisers(number, shape):
+    config = re.findall(r"```json\n(.*?)```", (ROOT / "docs" / "training.md").read_text(), re.DOTALL)[number]
+    data = replace(load_digits(), shape=shape)
+    assert sample_shape(build_from_config(read_model_config(config), data, "docs")) == shape
 
 
 def test_a_run_is_known_by_the_content_of_its_configuration(train_config, tmp_path):
