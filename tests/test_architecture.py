@@ -75,6 +75,14 @@ def test_there_is_no_circle():
     assert not left, f"circles among {sorted(left)}"
 
 
+SPELL_FLAGS = {"command_line", "guards.messages", "data.options", "training.resuming", "fid", "evaluate", "train"}
+"""Modules that write `--name`: commands, what spells messages for them, and comparisons of runs, which only commands make."""
+
+
+def test_library_code_names_its_own_arguments():
+    assert {name for name, path in MODULES.items() if "`--" in path.read_text()} <= SPELL_FLAGS
+
+
 def test_no_room_is_named_like_a_pipeline_of_diffusers():
     import diffusers
 

@@ -107,3 +107,5 @@ def test_configurations_are_found_in_folders_and_nowhere_else(tmp_path):
     assert read_model_config(json.dumps(UNET)) == UNET
     with pytest.raises(ValueError, match="`model_config_name_or_path` 'nowhere/at/all' could not be read"):
         read_model_config("nowhere/at/all")
+    with pytest.raises(ValueError, match="could not be read: There is no file or folder of that name"):
+        read_model_config("nowhere.json")

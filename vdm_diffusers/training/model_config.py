@@ -35,6 +35,8 @@ def read_model_config(name: str, cache_dir: str | None = None) -> dict[str, Any]
             config = read_json(Path(name))
         elif Path(name).is_dir():
             config = read_json(Path(name, ModelMixin.config_name))
+        elif name.startswith(("/", "./", "../")) or name.endswith(".json"):
+            raise ValueError("There is no file or folder of that name.")
         else:
             config = read_json(Path(hf_hub_download(name, ModelMixin.config_name, cache_dir=cache_dir)))
         check_sizes(config)
