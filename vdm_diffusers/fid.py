@@ -27,7 +27,7 @@ from .guards.foreign_models import check_pipeline
 from .guards.loading import reason_of, refused_as
 from .guards.messages import Message, refuse_if
 from .guards.secrecy import guarded_output
-from .image_quality.batches import generated_images, real_images
+from .image_quality.batches import check_makes_images, generated_images, real_images
 from .image_quality.distances import digest, distances, inception
 from .pictures import in_words
 
@@ -133,9 +133,7 @@ def load_pipeline(options: FidOptions) -> DiffusionPipeline:
     name = options.pretrained_model_name_or_path
     with refused_as(Message("{pretrained_model_name_or_path} {!r} could not be loaded", name)):
         pipeline = DiffusionPipeline.from_pretrained(check_pipeline(name, options.cache_dir)).to(options.device)
-    parameters = inspect.signature(pipeline.__call__).parameters
-    if "num_inference_steps" not in parameters or not {"batch_size", "class_labels"} & parameters.keys():
-        raise ValueError(f"{type(pipeline).__name__} makes no images from noise alone or from classes: give one that does.")
+    check_makes_images(pipeline)
     if options.scheduler is not None:
         scheduler = getattr(diffusers, options.scheduler, None)
         if not (isinstance(scheduler, type) and issubclass(scheduler, SchedulerMixin)):

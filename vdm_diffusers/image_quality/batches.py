@@ -34,6 +34,13 @@ def generated_images(
         yield rgb(torch.from_numpy(output.images).mul(255).round().byte().permute(0, 3, 1, 2))
 
 
+def check_makes_images(pipeline: DiffusionPipeline) -> None:
+    """Raise `ValueError` unless [`generated_images`] can call a pipeline."""
+    parameters = inspect.signature(pipeline.__call__).parameters
+    if "num_inference_steps" not in parameters or not {"batch_size", "class_labels"} & parameters.keys():
+        raise ValueError(f"{type(pipeline).__name__} makes no images from noise alone or from classes: give one that does.")
+
+
 def _num_classes(pipeline: DiffusionPipeline) -> int | None:
     """The classes of a pipeline that is called with their labels."""
     if "class_labels" not in inspect.signature(pipeline.__call__).parameters:
