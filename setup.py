@@ -40,7 +40,7 @@ setup(
         "psutil>=6.0",
         "PyYAML>=6.0.2",
         "safetensors>=0.8",
-        "scipy>=1.14.1",
+        "scipy>=1.15",
         "torchdata>=0.11",
         "torchode>=1.0",
         "tqdm>=4.66.5",

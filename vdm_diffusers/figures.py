@@ -115,7 +115,7 @@ def save_forward_process(x: Tensor, schedule: NoiseSchedule, path: Path, num_tim
 
 
 def save_noise_schedule(records: list[dict], path: Path) -> None:
-    """Plot gamma and the SNR over time, before learning, on the way, and after.
+    """Plot gamma and ᾱ = alpha², the signal's part of the variance, over time: before learning, on the way, and after.
 
     Each record has a `step` and `gammas`, at equidistant times from 0 to 1.
     """
@@ -127,9 +127,9 @@ def save_noise_schedule(records: list[dict], path: Path) -> None:
         gamma = torch.tensor(record["gammas"])
         times = torch.linspace(0, 1, len(gamma))
         left.plot(times, gamma, **style)
-        right.semilogy(times, gaussian.snr(gamma), **style)
+        right.plot(times, gaussian.alpha(gamma) ** 2, **style)
     left.set(xlabel="t", ylabel=r"$\gamma(t) = -\log\,\mathrm{SNR}$")
-    right.set(xlabel="t", ylabel=r"$\mathrm{SNR}(t)$")
+    right.set(xlabel="t", ylabel=r"$\bar\alpha(t)$")
     left.legend()
     _save(figure, path)
 

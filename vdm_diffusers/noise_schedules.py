@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.modeling_utils import ModelMixin
+from scipy.optimize.elementwise import find_root
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
@@ -158,14 +159,14 @@ class NoiseSchedule(FullPrecisionModule, ModelMixin, PlainConfigMixin, ABC):
         """
         schedule = copy.deepcopy(self).cpu().double()
         gamma_0, gamma_1 = schedule(torch.tensor([0.0, 1.0], dtype=torch.float64))
-        wanted = torch.linspace(0, 1, num_intervals + 1, dtype=torch.float64)
-        low, high = torch.zeros_like(wanted), torch.ones_like(wanted)
-        for _ in range(50):
-            middle = (low + high) / 2
-            too_low = (middle + (schedule(middle) - gamma_0) / (gamma_1 - gamma_0)) / 2 < wanted
-            low, high = torch.where(too_low, middle, low), torch.where(too_low, high, middle)
-        times = (low + high) / 2
-        times[0], times[-1] = 0.0, 1.0
+
+        def distance(time: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+            t = torch.from_numpy(time)
+            return ((t + (schedule(t) - gamma_0) / (gamma_1 - gamma_0)) / 2).numpy() - wanted
+
+        wanted = np.linspace(0, 1, num_intervals + 1)[1:-1]
+        inside = find_root(distance, (np.zeros_like(wanted), np.ones_like(wanted)), args=(wanted,)).x
+        times = torch.from_numpy(np.concatenate([[0.0], inside, [1.0]]))
         return times, schedule(times)
 
 
