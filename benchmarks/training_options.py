@@ -18,11 +18,11 @@ import torch
 from diffusers import AutoencoderKL
 from PIL.Image import Image
 from torch.nn.functional import mse_loss
+from torchmetrics.image.fid import FrechetInceptionDistance
 
 from vdm_diffusers import VDMPipeline
 from vdm_diffusers.autoencoders import encode, scale_to_unit
 from vdm_diffusers.data import load_digits
-from vdm_diffusers.feature_distances import frechet_distance
 from vdm_diffusers.figures import save_image_grid
 
 
@@ -119,7 +119,10 @@ def distance(images: torch.Tensor) -> float:
     """The Fréchet distance to the held-out digits."""
     held_out = load_digits().validation
     truth = torch.stack([held_out[i]["images"] for i in range(len(held_out))]) / 16
-    return frechet_distance(images.flatten(1), truth.flatten(1))
+    metric = FrechetInceptionDistance(torch.nn.Flatten(), input_img_size=truth.shape[1:])
+    metric.update(truth, real=True)
+    metric.update(images, real=False)
+    return metric.compute().item()
 
 
 def main() -> None:

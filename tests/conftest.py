@@ -59,13 +59,16 @@ def prediction_type(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def train(monkeypatch, tmp_path):
-    """Runs `train_vdm.py` in this process with tiny options; its folder is `tmp_path / "out"` unless another is given."""
+    """Runs `train_vdm.py` in this process with tiny options; its folder is `tmp_path / "out"` unless another is given.
+
+    An option that is `None` is left out."""
 
     def run(*arguments: str, **options) -> None:
         for state in (AcceleratorState, GradientState, PartialState):
             state._reset_state() if hasattr(state, "_reset_state") else None
         options = TINY | {"output_dir": tmp_path / "out"} | options
-        flags = [part for name, value in options.items() for part in (f"--{name}", *str(value).split())]
+        given = {name: value for name, value in options.items() if value is not None}
+        flags = [part for name, value in given.items() for part in (f"--{name}", *str(value).split())]
         monkeypatch.setattr(sys, "argv", ["train_vdm.py", *flags, *arguments])
         train_command.main()
 

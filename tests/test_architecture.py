@@ -19,7 +19,7 @@ ORDER = (
     "unet_vdm", "autoencoders", "denoisers", "class_names", "conditioning",
     "scheduling", "scheduling_vdm", "vdm", "pixel_space", "probability_flow", "pipeline_vdm",
     "figures", "likelihood", "data", "training",
-    "convert", "feature_distances", "fid", "evaluate", "train",
+    "convert", "image_quality", "fid", "evaluate", "train",
 )  # fmt: skip
 """Modules of the root and rooms, lowest first: none imports from those that come after it."""
 
@@ -75,6 +75,14 @@ def test_there_is_no_circle():
     while free := {name for name, needed in left.items() if not needed & left.keys()}:
         left = {name: needed for name, needed in left.items() if name not in free}
     assert not left, f"circles among {sorted(left)}"
+
+
+SPELL_FLAGS = {"command_line", "guards.messages", "data.options", "fid", "evaluate", "train"}
+"""Modules that write `--name`: commands, and what spells messages for them."""
+
+
+def test_library_code_names_its_own_arguments():
+    assert {name for name, path in MODULES.items() if "`--" in path.read_text()} <= SPELL_FLAGS
 
 
 def test_no_room_is_named_like_a_pipeline_of_diffusers():

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vdm_diffusers import VDM, LinearSchedule, VDMUNet2DModel, fid
 from vdm_diffusers.fid import FidOptions, measure
+from vdm_diffusers.image_quality import distances
 
 
 pytest.importorskip("torchmetrics")
@@ -53,7 +54,7 @@ def options(tmp_path):
 
     def build(mode: str = "RGB", **changes) -> FidOptions:
         DDPMPipeline(unet(), DDPMScheduler(num_train_timesteps=10, beta_end=0.4)).save_pretrained(tmp_path / "model")
-        data = {"data_dir": str(pictures(tmp_path / "images", mode))}
+        data = {"train_data_dir": str(pictures(tmp_path / "images", mode))}
         given = {"pretrained_model_name_or_path": str(tmp_path / "model"), "num_inference_steps": 3, "device": "cpu"}
         return FidOptions(**given | data | {"batch_size": 5, "num_images": 9, "kid_subsets": 1, "seed": 7} | changes)
 
@@ -107,9 +108,9 @@ def test_classes_take_turns_and_grey_is_repeated(options, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"kid_subsets": 0}, "`--kid_subsets` is 0, but must be at least 1"),
-        ({"data_dir": None}, "Images to compare with are missing"),
-        ({"scheduler": "UNet2DModel"}, "`--scheduler` is 'UNet2DModel', which is no scheduler"),
+        ({"kid_subsets": 0}, "`kid_subsets` is 0, but must be at least 1"),
+        ({"train_data_dir": None}, "Images to compare with are missing"),
+        ({"scheduler": "UNet2DModel"}, "`scheduler` is 'UNet2DModel', which is no scheduler"),
         ({"pretrained_model_name_or_path": "nowhere"}, "'nowhere' could not be loaded"),
         ({"output_path": Path("nowhere", "x.json")}, "There is no folder 'nowhere'"),
     ],
@@ -126,7 +127,7 @@ def test_latents_become_images_and_other_sizes_are_refused(options, tmp_path):
 
 
 def test_inception_without_its_packages_is_refused(options, monkeypatch):
-    monkeypatch.setattr(fid, "find_spec", lambda name: None)
+    monkeypatch.setattr(distances, "find_spec", lambda name: None)
     flags = ["--pretrained_model_name_or_path", "model", "--data_dir", "images"]
     with pytest.raises(SystemExit, match="Inception needs torch-fidelity and torchvision"):
         fid.main(flags)

@@ -3,9 +3,10 @@
 import numpy as np
 import PIL.Image
 import pytest
+import torch
 
 from vdm_diffusers import VDM, LinearSchedule, VDMUNet2DModel
-from vdm_diffusers.figures import save_labelled_grid, to_picture
+from vdm_diffusers.figures import save_forward_process, save_labelled_grid, to_picture
 from vdm_diffusers.training.sample_grids import sample_labels, save_samples
 
 
@@ -64,3 +65,12 @@ def test_a_class_is_a_row_under_its_name(tmp_path):
 def test_unconditional_samples_are_a_square(tmp_path):
     save_samples([PIL.Image.new("L", (8, 8))] * 7, conditional(None), tmp_path / "grid.png")
     assert PIL.Image.open(tmp_path / "grid.png").size == (3 * 72, 3 * 72)
+
+
+def test_samples_that_are_no_images_are_written_as_an_array(tmp_path):
+    samples = [np.full((8, 1), i / 3, dtype=np.float32) for i in range(4)]
+    save_samples(samples, conditional(None), tmp_path / "samples.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["samples.npy"]
+    np.testing.assert_array_equal(np.load(tmp_path / "samples.npy"), samples)
+    save_forward_process(torch.zeros(1, 1, 8), LinearSchedule(), tmp_path / "forward_process.png")
+    assert not (tmp_path / "forward_process.png").exists()

@@ -141,7 +141,7 @@ def test_an_autoencoder_is_found_by_itself_and_in_a_pipeline(tmp_path):
 
 
 def test_what_is_no_autoencoder_is_named(tmp_path):
-    with pytest.raises(ValueError, match="`--vae_model_name_or_path` .* could not be loaded"):
+    with pytest.raises(ValueError, match="`vae_model_name_or_path` .* could not be loaded"):
         load_autoencoder(tmp_path)
     VDMUNet2DModel(8, 3, block_channels=8, layers_per_side=1, norm_num_groups=4).save_pretrained(tmp_path / "unet")
     with pytest.raises(ValueError, match="is a VDMUNet2DModel, no autoencoder"):

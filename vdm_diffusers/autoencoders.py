@@ -9,7 +9,9 @@ import torch
 from diffusers import AutoModel, ModelMixin
 from torch import Tensor
 
-from .guards.foreign_models import check_model, reason_of
+from .guards.foreign_models import check_model
+from .guards.loading import reason_of
+from .guards.messages import Message
 from .precision import compute_dtype
 
 
@@ -29,11 +31,16 @@ def load_autoencoder(name_or_path: str | os.PathLike, cache_dir: str | None = No
             reason = reason_of(error)
             continue
         if not hasattr(vae, "encode") or not hasattr(vae, "decode"):
-            raise ValueError(f"`--vae_model_name_or_path` {str(name_or_path)!r} is a {type(vae).__name__}, no autoencoder.")
+            raise ValueError(
+                Message("{vae_model_name_or_path} {!r} is a {}, no autoencoder.", str(name_or_path), type(vae).__name__)
+            )
         return vae.requires_grad_(False).eval()
     raise ValueError(
-        f"`--vae_model_name_or_path` {str(name_or_path)!r} could not be loaded: {reason} Name an autoencoder, or a pipeline"
-        " with one, on the Hub or as a folder."
+        Message(
+            "{vae_model_name_or_path} {!r} could not be loaded: {} Name an autoencoder, or a pipeline with one, on the Hub or"
+            " as a folder.",
+            *(str(name_or_path), reason),
+        )
     )
 
 

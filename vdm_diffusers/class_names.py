@@ -7,6 +7,8 @@ from operator import index
 
 from torch import Tensor
 
+from .guards.messages import Argument, Message
+
 
 Labels = int | str | Sequence[int | str] | Tensor
 """Labels of images, as users give them: one an image or one for all, integers or names."""
@@ -70,7 +72,9 @@ def _suggestion(unknown: str, labels: Mapping[str, int]) -> str:
     return f"the names are {known}"
 
 
-def check_same_classes(theirs: Sequence[str] | None, names: Sequence[str] | None, data: str, model: str) -> None:
+def check_same_classes(
+    theirs: Sequence[str] | None, names: Sequence[str] | None, data: str, model: str | Argument | Message
+) -> None:
     """Raise `ValueError` if the data's names and a model's are both known, and differ: its labels would mean other classes.
 
     Args:
@@ -79,10 +83,11 @@ def check_same_classes(theirs: Sequence[str] | None, names: Sequence[str] | None
     """
     for label, (their, own) in enumerate(zip(theirs or (), names or ())):
         if their and own and their != own:
-            raise ValueError(
-                f"The class {label} is {their!r} in {data}, but {own!r} in {model}: labels would be mixed up. Name the classes"
-                " alike, in the same order."
+            message = (
+                "The class {} is {!r} in {}, but {!r} in {}: labels would be mixed up. Name the classes alike, in the same"
+                " order."
             )
+            raise ValueError(Message(message, label, their, data, own, model))
 
 
 def captions(names: Sequence[str] | None, number: int) -> list[str]:

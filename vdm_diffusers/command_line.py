@@ -9,15 +9,17 @@ import argparse
 import difflib
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
+from .guards.arguments import members
+from .guards.messages import as_flag, spelled
 from .guards.secrecy import redacted
 
 
@@ -123,25 +125,21 @@ def options_of(options_class: type) -> list[Option]:
 
 
 def _option(item: Any, annotation: Any) -> Option:
-    members = set(_members(annotation))
-    lists = [member for member in members if get_origin(member) is list]
-    values = set(_members(get_args(lists[0])[0])) if lists else members
+    allowed = set(members(annotation))
+    lists = [member for member in allowed if get_origin(member) is list]
+    values = set(members(get_args(lists[0])[0])) if lists else allowed
     kinds = [member for member in values if member in KINDS]
     return Option(
         name=item.name,
         kind=kinds[0] if kinds else None,
         choices=tuple(choice for member in values if get_origin(member) is Literal for choice in get_args(member)),
         is_list=bool(lists),
-        may_be_none=NoneType in members,
+        may_be_none=NoneType in allowed,
         default=item.default if item.default_factory is MISSING else item.default_factory(),
         help=item.metadata["help"],
         aliases=tuple(item.metadata.get("aliases", ())),
         secret=bool(item.metadata.get("secret")),
     )
-
-
-def _members(annotation: Any) -> tuple:
-    return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
 
 
 def parse_options(options_class: type, arguments: Sequence[str], command: str, description: str) -> dict[str, Any]:
@@ -327,12 +325,19 @@ def _print_help(options: Sequence[Option], command: str, description: str) -> No
 
 
 @contextmanager
-def exit_with_message(command: str, *error_types: type[Exception], silent: bool = False) -> Iterator[None]:
-    """End the program with the message of an error of these types instead of its traceback, or with neither."""
+def exit_with_message(
+    command: str, *error_types: type[Exception], silent: bool = False, own_names: Mapping[str, str] = {}
+) -> Iterator[None]:
+    """
+    End the program with the message of an error of these types instead of its traceback, or with neither.
+
+    Arguments of the library that the message names are spelled as flags, as `own_names` says where they have other ones.
+    """
     try:
         yield
     except error_types as error:
-        raise SystemExit(1 if silent else f"{command}: {in_one_line(redacted(str(error)))}") from error
+        message = in_one_line(redacted(spelled(error, as_flag(own_names))))
+        raise SystemExit(1 if silent else f"{command}: {message}") from error
 
 
 def in_one_line(message: str) -> str:

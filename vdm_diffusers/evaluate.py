@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager
 from dataclasses import MISSING, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import diffusers
 import torch
@@ -26,11 +26,14 @@ from torch.utils.data import Subset
 from . import command_line
 from .command_line import check_file_to_write, exit_with_message, option, without_traceback
 from .data.checking import describe_unreadable
-from .data.decoding import CONVERSIONS, Preparation
 from .data.images import ImageData, load_images
 from .data.matching import check_images
+from .data.options import SHORT_NAMES, DataOptions
 from .figures import check_figure_path, save_loss_profiles
-from .guards.foreign_models import check_denoiser, check_pipeline, refused_as
+from .guards.arguments import Count, Draws, Limit, at_least
+from .guards.foreign_models import check_denoiser, check_pipeline
+from .guards.loading import refused_as
+from .guards.messages import Message, refuse_if
 from .guards.secrecy import guarded_output
 from .likelihood.bound import variational_bound
 from .likelihood.ddpm_bound import DDPM, VARIANCE_TYPES, ddpm_bound
@@ -43,17 +46,12 @@ from .vdm import VDM
 
 COMMAND = "evaluate.py"
 CONTINUOUS = "continuous"
-MAX_DRAWS = 10**6
 ESTIMATORS = ("vlb", "ode", "ddpm")
-OWN_NAMES = {
-    "`--train_data_dir`": "`--data_dir`",
-    "`--validation_split`": "`--split`",
-    "`--num_levels`": "the model's `num_levels`",
-}
+POSITIVE = Limit("positive and finite", lambda value: 0 < value < math.inf)
 
 
-@dataclass
-class EvaluationOptions:
+@dataclass(kw_only=True)
+class EvaluationOptions(DataOptions):
     """
     Every option of `python -m vdm_diffusers.evaluate`.
 
@@ -61,54 +59,33 @@ class EvaluationOptions:
     """
 
     pretrained_model_name_or_path: str = option(MISSING, "A saved pipeline, folder or Hub name.")
-    dataset_name: str | None = option(None, "A data set on the Hub.")
-    dataset_config_name: str | None = option(None, "Its configuration, if it has several.")
-    data_dir: str | None = option(
-        None, "A folder of images or parquet files. Without either: the embedded digits.", aliases=("train_data_dir",)
-    )
-    image_column: str | None = option(None, "The column of images. Default: the only one, or image.")
-    label_column: str | None = option(None, "The column of class labels, for a class-conditional model.")
-    resize: int | None = option(None, "Resize images so that their shorter side has so many pixels.")
-    center_crop: bool = option(False, "Cut out the middle square of resized images.")
-    convert: Literal[CONVERSIONS] | None = option(None, "Convert images to this PIL mode.")
-    skip_unreadable_images: bool = option(False, "Leave out images that can't be read.")
-    split: str | None = option(None, "The split to evaluate. Default: validation or test.", aliases=("validation_split",))
-    max_images: int | None = option(None, "Only so many images, the first. Default: all.")
+    max_images: Annotated[int, at_least(2)] | None = option(None, "Only so many images, the first. Default: all.")
     estimators: list[Literal[ESTIMATORS]] = option(["vlb"], "Variational bound, likelihood by the ODE, DDPM's bound.")
-    num_timesteps: list[int | Literal[CONTINUOUS]] = option([CONTINUOUS], "Numbers of steps of the bound.")
+    num_timesteps: list[Count | Literal[CONTINUOUS]] = option([CONTINUOUS], "Numbers of steps of the bound.")
     dequantization: Literal[tuple(DEQUANTIZATIONS)] = option("decoder", "How the ODE's latents are drawn and read.")
-    num_importance_samples: int = option(1, "Draws of that noise for one value of the ODE.")
+    num_importance_samples: Draws = option(1, "Draws of that noise for one value of the ODE.")
     trace: Literal[TRACES] = option("rademacher", "The ODE's divergence: by a probe, or exact.")
-    tolerance: float = option(1e-5, "Of the ODE's solver.")
+    tolerance: Annotated[float, POSITIVE] = option(1e-5, "Of the ODE's solver.")
     variance_type: list[Literal[VARIANCE_TYPES]] | None = option(
         None, "DDPM's, one or several. Default: that of the pipeline's scheduler."
     )
     clip_denoised: bool = option(True, "Clip DDPM's estimate of the image, as in published figures.")
-    num_indices: int | None = option(None, "Terms of DDPM's chain to draw for an image. Default: all.")
+    num_indices: Count | None = option(None, "Terms of DDPM's chain to draw for an image. Default: all.")
     dtype: Literal["float32", "float64"] = option(
         "float32", "Of the denoiser. In float64 also the ODE's figure is the same for every batch size, to 1e-5 and better."
     )
-    num_repeats: int = option(4, "Times and noises an image.")
-    batch_size: int = option(128, "Images a batch; the result does not depend on it.")
+    num_repeats: Draws = option(4, "Times and noises an image.")
+    batch_size: Count = option(128, "Images a batch; the result does not depend on it.")
     seed: int = option(0, "Of the draws.")
     output_path: Path | None = option(None, "A JSON file for the result.")
     figure_path: Path | None = option(None, "A picture of the loss over gamma.")
 
     def __post_init__(self):
-        at_least_one = {name: getattr(self, name) for name in ("num_repeats", "batch_size", "num_importance_samples")}
-        at_least_one |= {"num_indices": self.num_indices or 1}
-        at_least_one |= {"num_timesteps": min(1 if steps == CONTINUOUS else steps for steps in self.num_timesteps)}
-        for name, value in at_least_one.items():
-            if value < 1:
-                raise ValueError(f"`--{name}` is {value}, but must be at least 1.")
-            if name in ("num_repeats", "num_importance_samples") and value > MAX_DRAWS:
-                raise ValueError(f"`--{name}` is {value}, but must be at most {MAX_DRAWS:,}.")
-        if self.max_images is not None and self.max_images < 2:
-            raise ValueError(f"`--max_images` is {self.max_images}, but a standard error needs two images.")
-        if not 0 < self.tolerance < math.inf:
-            raise ValueError(f"`--tolerance` is {self.tolerance}, but must be positive and finite.")
-        if self.figure_path is not None and "vlb" not in self.estimators:
-            raise ValueError("`--figure_path` draws the loss of the variational bound: add `vlb` to `--estimators`.")
+        super().__post_init__()
+        refuse_if(
+            self.figure_path is not None and "vlb" not in self.estimators,
+            "{figure_path} draws the loss of the variational bound: add `vlb` to {estimators}.",
+        )
         for path in (self.output_path, self.figure_path):
             if path is not None:
                 check_file_to_write(path)
@@ -118,7 +95,9 @@ class EvaluationOptions:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     processes = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # which only `Accelerator` reads by itself
-    with exit_with_message(COMMAND, ValueError, OSError, silent=not processes.is_main_process):  # which all processes raise
+    own_names = SHORT_NAMES | {"num_levels": "the model's `num_levels`"}
+    silent = not processes.is_main_process
+    with exit_with_message(COMMAND, ValueError, OSError, silent=silent, own_names=own_names):  # which all processes raise
         options = parse_options(sys.argv[1:] if arguments is None else arguments)
         with exit_with_message(COMMAND, FloatingPointError):
             result = evaluate(options, processes)
@@ -144,7 +123,7 @@ def evaluate(options: EvaluationOptions, processes: PartialState) -> dict:
     pipeline = load_pipeline(options)
     if options.dtype == "float64":
         pipeline.unet.double()
-    data = load_data(options, pipeline.config.get("num_levels", 256))
+    data = load_images(num_levels=pipeline.config.get("num_levels", 256), check_train=False, **options.loading())
     with can_be_evaluated(options):
         check_images(pipeline, data)
         check_denoiser(pipeline.unet, data.shape)
@@ -160,7 +139,7 @@ def evaluate(options: EvaluationOptions, processes: PartialState) -> dict:
     }
     return {
         "model": options.pretrained_model_name_or_path,
-        "data": _describe(data, options.split),
+        "data": _describe(data, options.validation_split),
         "num_images": len(images),
         "num_repeats": options.num_repeats,
         "num_processes": processes.num_processes,
@@ -223,8 +202,8 @@ def load_pipeline(options: EvaluationOptions) -> DiffusionPipeline:
     """The pipeline of a folder or of the Hub, if it has a likelihood of pixels."""
     name = options.pretrained_model_name_or_path
     remedy = "Give the folder of a saved pipeline, or its name on the Hub."
-    with refused_as(f"`--pretrained_model_name_or_path` {name!r} could not be loaded", remedy):
-        pipeline = DiffusionPipeline.from_pretrained(check_pipeline(name))
+    with refused_as(Message("{pretrained_model_name_or_path} {!r} could not be loaded", name), remedy):
+        pipeline = DiffusionPipeline.from_pretrained(check_pipeline(name, options.cache_dir))
     with can_be_evaluated(options):
         check_pixel_space(pipeline)
     return pipeline
@@ -232,33 +211,7 @@ def load_pipeline(options: EvaluationOptions) -> DiffusionPipeline:
 
 def can_be_evaluated(options: EvaluationOptions) -> AbstractContextManager:
     """Where what a model can't do, or what is wrong with it, ends in one sentence."""
-    return refused_as(f"`--pretrained_model_name_or_path` {options.pretrained_model_name_or_path!r} can't be evaluated")
-
-
-def load_data(options: EvaluationOptions, num_levels: int) -> ImageData:
-    """The images that the options name."""
-    try:
-        return load_images(
-            dataset_name=options.dataset_name,
-            dataset_config_name=options.dataset_config_name,
-            train_data_dir=options.data_dir,
-            image_column=options.image_column,
-            label_column=options.label_column,
-            validation_split=options.split,
-            num_levels=num_levels,
-            preparation=Preparation(options.resize, options.center_crop, options.convert),
-            skip_unreadable_images=options.skip_unreadable_images,
-            check_train=False,
-        )
-    except ValueError as error:
-        raise ValueError(_in_own_names(str(error))) from error
-
-
-def _in_own_names(message: str) -> str:
-    """A message of [`load_images`], which names the options of training, in the names of this command."""
-    for name, own_name in OWN_NAMES.items():
-        message = message.replace(name, own_name)
-    return message
+    return refused_as(Message("{pretrained_model_name_or_path} {!r} can't be evaluated", options.pretrained_model_name_or_path))
 
 
 def _name(row: dict) -> str:

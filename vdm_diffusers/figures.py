@@ -102,8 +102,11 @@ def save_forward_process(x: Tensor, schedule: NoiseSchedule, path: Path, num_tim
     """Write `z_t ~ q(z_t|x)` at equidistant times, one row an image and one noise a row: the forward process.
 
     Args:
-        x (`Tensor` of shape `(B, C, H, W)`): Data in (-1, 1), shown as by [`to_picture`].
+        x (`Tensor` of shape `(B, C, H, W)`): Data in (-1, 1), shown as by [`to_picture`]. Of data that are no images,
+            nothing is written.
     """
+    if x.ndim != 4:
+        return
     eps = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed))
     times = torch.linspace(0, 1, num_times)
     z = torch.stack([gaussian.diffuse(x, eps, gamma) for gamma in schedule(times.to(schedule.device)).cpu()], dim=1)

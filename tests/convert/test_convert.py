@@ -366,7 +366,7 @@ def test_bad_file_is_refused_in_one_sentence_and_nothing_is_written(content, mes
 def test_another_configuration_is_refused(change, key, tmp_path):
     values = json.loads(np.load(VECTORS["fixed_continuous"])["config"].item())
     (tmp_path / "config.json").write_text(json.dumps(values | change))
-    with pytest.raises(ValueError, match=f"`{key}` .*: check `--config`"):
+    with pytest.raises(ValueError, match=f"`{key}` .*: check `config`"):
         convert_official_checkpoint(TRAVELLING / "fixed_continuous.msgpack", str(tmp_path / "config.json"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -394,7 +394,7 @@ def test_configuration_without_meaning_is_refused(change, message, tmp_path):
 @pytest.mark.parametrize("content", ["{", "[1]", "{}"])
 def test_file_that_is_no_configuration_is_refused(content, tmp_path):
     (tmp_path / "config.json").write_text(content)
-    with pytest.raises(ValueError, match="`--config`"):
+    with pytest.raises(ValueError, match="`config`"):
         read_config(str(tmp_path / "config.json"))
 
 
@@ -406,7 +406,7 @@ def test_unknown_configuration_is_refused():
 def test_folder_in_use_is_refused(tmp_path):
     (tmp_path / "mine").touch()
     for folder in (tmp_path, tmp_path / "mine"):
-        with pytest.raises(ValueError, match="`--output_dir`"):
+        with pytest.raises(ValueError, match="`output_dir`"):
             convert_official_checkpoint(TRAVELLING / "fixed_continuous.msgpack", "cifar10", folder)
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 

@@ -1,6 +1,7 @@
 """Image data: exact values from every source, and one sentence for everything unsuitable."""
 
 import io
+from itertools import islice
 from pathlib import Path
 
 import datasets
@@ -14,6 +15,9 @@ from torch.utils.data import DataLoader
 
 from vdm_diffusers.data import DataError, image_to_tensor, load_images
 from vdm_diffusers.data.decoding import Preparation
+from vdm_diffusers.data.fingerprints import fingerprint
+from vdm_diffusers.data.histogram import histogram_bits_per_dim
+from vdm_diffusers.data.streaming import load_image_stream
 
 
 def write_folder(folder, images: dict[str, list[PIL.Image.Image]]) -> str:
@@ -96,6 +100,45 @@ def test_parquet_of_arrays_with_five_channels(tmp_path):
     assert {image.tobytes() for image in kept} == {image.transpose(2, 0, 1).astype(np.int32).tobytes() for image in images}
 
 
+ARRAYS = {"sequences": datasets.List(datasets.Value("uint8")), "volumes": datasets.Array4D((3, 2, 4, 2), "uint8")}
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["loaded", "streamed"])
+@pytest.mark.parametrize("kind", ARRAYS)
+def test_arrays_of_any_shape(tmp_path, kind, streaming):
+    stored = np.random.default_rng(0).integers(0, 256, (8, *{"sequences": (6,), "volumes": (3, 2, 4, 2)}[kind]), dtype=np.uint8)
+    for split in ("train", "test"):
+        rows = datasets.Dataset.from_dict({"x": list(stored)}, features=datasets.Features({"x": ARRAYS[kind]}))
+        (tmp_path / "data").mkdir(exist_ok=True)
+        rows.to_parquet(tmp_path / "data" / f"{split}.parquet")
+    options = {"train_data_dir": str(tmp_path / "data"), "image_column": "x"}
+    data = load_image_stream(8, **options) if streaming else load_images(**options)
+    expected = np.moveaxis(stored if kind == "volumes" else stored[..., None], -1, 1)
+    assert (data.shape, data.num_levels) == (expected.shape[1:], 256)
+    np.testing.assert_array_equal([item["images"].numpy() for item in islice(data.validation, 8)], expected)
+    seen = {item["images"].numpy().tobytes() for item in islice(data.train, 8)}
+    assert seen == {sample.tobytes() for sample in expected}
+    histogram = histogram_bits_per_dim(data.train, data.validation, 256)
+    assert 0 < histogram < 8 and len(fingerprint(data)) == 64
+
+
+def test_how_many_dimensions_of_an_array_are_spatial_can_be_said(tmp_path):
+    features = datasets.Features({"image": datasets.Array3D((6, 8, 8), "uint8")})
+    folder = write_parquet(tmp_path / "data", {"image": list(np.zeros((4, 6, 8, 8), dtype=np.uint8))}, features)
+    assert load_images(train_data_dir=folder).shape == (8, 6, 8)
+    assert load_images(train_data_dir=folder, num_spatial_dims=3).shape == (1, 6, 8, 8)
+    with pytest.raises(ValueError, match=r"\(train\[0\]\): An image has the shape \(6, 8, 8\).*integers, \(L\) or \(L, C\)"):
+        load_images(train_data_dir=folder, num_spatial_dims=1)
+    with pytest.raises(ValueError, match="`resolution` is 8, but the images are 6×8×8: leave it out."):
+        load_images(train_data_dir=folder, num_spatial_dims=3, resolution=8)
+
+
+def test_samples_of_several_lengths_are_refused(tmp_path):
+    folder = write_parquet(tmp_path / "data", {"image": [[1, 2, 3]] * 3 + [[1, 2]]})
+    with pytest.raises(ValueError, match=r"there are 1×3 \(train\[0\]\), 1×2 \(train\[3\]\): make them alike beforehand\."):
+        load_images(train_data_dir=folder, num_levels=4)
+
+
 def test_sixteen_bits_and_one_bit_keep_their_levels():
     deep = image_to_tensor(PIL.Image.fromarray(np.array([[0, 65535]], dtype=np.uint16)))
     assert deep.tolist() == [[[0, 65535]]]
@@ -111,12 +154,12 @@ def test_without_a_held_out_split_a_twentieth_is_held_out(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"image_column": "picture"}, "`--image_column` is 'picture', but the columns are 'image'"),
-        ({"label_column": "label"}, "`--label_column` is 'label', but the columns are"),
-        ({"resolution": 32}, "`--resolution` is 32, but the images are 4×6"),
-        ({"num_channels": 3}, "`--num_channels` is 3, but the images have 1"),
-        ({"validation_split": "dev"}, "`--validation_split` is 'dev', but the splits are 'train'"),
-        ({"num_levels": 17}, "`--num_levels` is 17, but image 0 has values from"),
+        ({"image_column": "picture"}, "`image_column` is 'picture', but the columns are 'image'"),
+        ({"label_column": "label"}, "`label_column` is 'label', but the columns are"),
+        ({"resolution": 32}, "`resolution` is 32, but the images are 4×6"),
+        ({"num_channels": 3}, "`num_channels` is 3, but the images have 1"),
+        ({"validation_split": "dev"}, "`validation_split` is 'dev', but the splits are 'train'"),
+        ({"num_levels": 17}, "`num_levels` is 17, but image 0 has values from"),
         ({"dataset_name": "cifar10"}, "both given"),
     ],
 )
@@ -129,7 +172,7 @@ def test_options_that_contradict_the_data(tmp_path, options, message):
 def test_images_without_a_label_are_refused(tmp_path):
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
     folder = write_parquet(tmp_path / "data", {"image": [random_picture()] * 30, "label": [0, 1, -1] * 10}, features)
-    with pytest.raises(ValueError, match="`--label_column` 'label' must hold integers from 0, but holds -1"):
+    with pytest.raises(ValueError, match="`label_column` 'label' must hold integers from 0, but holds -1"):
         load_images(train_data_dir=folder, label_column="label")
 
 
@@ -142,7 +185,7 @@ PICTURES = [{"bytes": PNG.getvalue()}] * 6
     ("columns", "options", "message"),
     [
         ({"image": ["0.png"] * 6}, {}, "It is text, but .*make paths images by `cast_column"),
-        ({"image": PICTURES}, {"label_column": "image"}, "`--label_column` is 'image', which is the column of images"),
+        ({"image": PICTURES}, {"label_column": "image"}, "`label_column` is 'image', which is the column of images"),
         ({"image": PICTURES, "label": list("ababab")}, {"label_column": "label"}, "holds str: .*`class_encode_column`"),
         ({"image": PICTURES, "label": [0.0, 1.0] * 3}, {"label_column": "label"}, "holds float: .*`class_encode_column`"),
     ],
@@ -182,17 +225,17 @@ def test_images_that_change_after_the_check_are_named(tmp_path, number, num_work
 
 
 def test_unknown_data_sets_are_named(tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match="`--train_data_dir` .*nowhere.* is no folder"):
+    with pytest.raises(ValueError, match="`train_data_dir` .*nowhere.* is no folder"):
         load_images(train_data_dir=str(tmp_path / "nowhere"))
-    with pytest.raises(ValueError, match="`--train_data_dir` '' is no folder"):
+    with pytest.raises(ValueError, match="`train_data_dir` '' is no folder"):
         load_images(train_data_dir="")
-    with pytest.raises(ValueError, match="`--dataset_name` is empty"):
+    with pytest.raises(ValueError, match="`dataset_name` is empty"):
         load_images(dataset_name="")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="`--train_data_dir` .*empty.* could not be loaded"):
+    with pytest.raises(ValueError, match="`train_data_dir` .*empty.* could not be loaded"):
         load_images(train_data_dir=str(tmp_path / "empty"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ValueError, match="`--dataset_name` 'user/nothing' could not be loaded"):
+    with pytest.raises(ValueError, match="`dataset_name` 'user/nothing' could not be loaded"):
         load_images(dataset_name="user/nothing", cache_dir=str(tmp_path / "cache"))
 
 
@@ -216,10 +259,16 @@ def test_float_arrays_are_refused(tmp_path):
 
 
 def test_other_options_for_the_digits_are_refused():
-    with pytest.raises(ValueError, match="`--num_levels` is 256, but that of the digits is 17"):
+    with pytest.raises(ValueError, match="`num_levels` is 256, but that of the digits is 17"):
         load_images(num_levels=256)
-    with pytest.raises(ValueError, match="`--label_column` is 'digit'"):
+    with pytest.raises(ValueError, match="`label_column` is 'digit'"):
         load_images(label_column="digit")
+
+
+def test_labels_beyond_all_classes_are_refused(tmp_path):
+    folder = write_parquet(tmp_path / "data", {"image": PICTURES, "label": [0, 1, 10**12] * 2})
+    with pytest.raises(ValueError, match="`label_column` 'label' holds 1,000,000,000,000, but at most 1,000,000 classes"):
+        load_images(train_data_dir=folder, label_column="label")
 
 
 @pytest.mark.parametrize(("labels", "message"), [([0, None, 1], "holds none"), ([0, 5, 1], "has 2 classes, but holds 5")])
@@ -229,7 +278,7 @@ def test_labels_that_are_none_or_too_large_are_named(tmp_path, labels, message):
     table = table.set_column(1, table.schema.field("label"), pyarrow.array(labels, pyarrow.int64()))
     (tmp_path / "data").mkdir()
     pyarrow.parquet.write_table(table, tmp_path / "data" / "train.parquet")
-    with pytest.raises(ValueError, match=f"`--label_column` 'label' .*{message}.*train"):
+    with pytest.raises(ValueError, match=f"`label_column` 'label' .*{message}.*train"):
         load_images(train_data_dir=str(tmp_path / "data"), label_column="label")
 
 
@@ -263,17 +312,17 @@ def test_arrays_have_the_levels_that_they_declare(tmp_path, nested, dtype, level
 
 def test_arrays_that_do_not_say_how_many_levels_they_have_need_it_said(tmp_path):
     folder = write_parquet(tmp_path / "data", {"image": [[[0, 7], [1, 2]]] * 5})
-    with pytest.raises(ValueError, match="highest value is 7: give `--num_levels`, such as 8"):
+    with pytest.raises(ValueError, match="highest value is 7: give `num_levels`, such as 8"):
         load_images(train_data_dir=folder)
     assert load_images(train_data_dir=folder, num_levels=8).num_levels == 8
-    with pytest.raises(ValueError, match="`--num_levels` is 7, but image 0 has values from 0 to 7"):
+    with pytest.raises(ValueError, match="`num_levels` is 7, but image 0 has values from 0 to 7"):
         load_images(train_data_dir=folder, num_levels=7)
 
 
 def test_arrays_with_their_channels_first_are_not_taken_for_low_pictures(tmp_path):
     features = datasets.Features({"image": datasets.Array3D((3, 8, 8), "uint8")})
     folder = write_parquet(tmp_path / "data", {"image": list(np.zeros((4, 3, 8, 8), dtype=np.uint8))}, features)
-    with pytest.raises(ValueError, match=r"looks like \(C, H, W\): .* or confirm by `--num_channels 8`"):
+    with pytest.raises(ValueError, match=r"looks like \(C, H, W\): .* or confirm by `num_channels=8`"):
         load_images(train_data_dir=folder)
     assert load_images(train_data_dir=folder, num_channels=8).shape == (8, 3, 8)
 
@@ -290,7 +339,7 @@ def damaged(tmp_path) -> str:
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_unreadable_images_are_named_or_left_out(damaged, num_workers):
-    with pytest.raises(ValueError, match=r"\(train\[2\]\) .*2\.png: It is empty\. 1 more images .*`--skip_unreadable_images`"):
+    with pytest.raises(ValueError, match=r"\(train\[2\]\) .*2\.png: It is empty\. 1 more images .*`skip_unreadable_images`"):
         load_images(train_data_dir=damaged, num_workers=num_workers)
     data = load_images(train_data_dir=damaged, skip_unreadable_images=True, num_workers=num_workers)
     assert [int(data.train[i]["images"].max()) for i in range(len(data.train))] == [0, 1, 3, 4, 6, 7]
@@ -346,12 +395,12 @@ def test_an_empty_split_is_refused(tmp_path):
 def test_images_of_any_size_and_mode_are_prepared_where_that_is_asked_for(tmp_path):
     pictures = [random_picture("RGB", (6 + i, 5)) for i in range(3)] + [random_picture("L", (9, 9))]
     folder = write_folder(tmp_path / "data", {"train": pictures, "test": pictures[:2]})
-    with pytest.raises(ValueError, match="and 1 more: make them alike by `--resize N --center_crop` and `--convert RGB`"):
+    with pytest.raises(ValueError, match="and 1 more: make them alike by `resize` with `center_crop` and `convert='RGB'`"):
         load_images(train_data_dir=folder)
     preparation = Preparation(resize=4, center_crop=True, convert="RGB")
     data = load_images(train_data_dir=folder, preparation=preparation)
     assert (data.shape, data.num_levels, data.preparation) == ((3, 4, 4), 256, preparation)
-    with pytest.raises(ValueError, match="`--resize` is 100000, but must be at least 1 and at most 8,192"):
+    with pytest.raises(ValueError, match="`resize` is 100000, but must be at least 1 and at most 8,192"):
         Preparation(resize=100_000)
-    with pytest.raises(ValueError, match="`--resize` is 4, but the embedded digits have no choice of it"):
+    with pytest.raises(ValueError, match="`resize` is 4, but the embedded digits have no choice of it"):
         load_images(preparation=Preparation(resize=4))

@@ -94,7 +94,7 @@ def test_sixteen_bits_of_a_tiff_in_either_order():
 def test_sixteen_bits_a_channel_are_not_reduced_unasked(colours):
     channels = {2: 3, 4: 2, 6: 4}[colours]
     content = png(1, 1, 16, colours, [bytes(range(1, 2 * channels + 1))])
-    with pytest.raises(UnsuitableImage, match="16 bits a channel, of which Pillow reads 8: `--convert RGB`"):
+    with pytest.raises(UnsuitableImage, match="16 bits a channel, of which Pillow reads 8: `convert='RGB'`"):
         decoded(content)
     upper = list(range(1, 2 * channels + 1, 2))[: 1 if colours == 4 else 3]
     assert decoded(content, convert="RGB")[0].flatten().tolist() == upper * (3 // len(upper))
@@ -128,7 +128,7 @@ def test_images_are_turned_as_their_tag_says(orientation, format):
 def test_pages_and_frames_are_not_dropped_unasked(format):
     first, second = PIL.Image.new("RGB", (3, 3), "blue"), PIL.Image.new("RGB", (3, 3), "red")
     content = written(first, format, save_all=True, append_images=[second], **{"lossless": True} if format == "WEBP" else {})
-    with pytest.raises(UnsuitableImage, match="holds 2 pages or frames.*`--convert RGB` takes the first"):
+    with pytest.raises(UnsuitableImage, match="holds 2 pages or frames.*`convert='RGB'` takes the first"):
         decoded(content)
     assert decoded(content, convert="RGB")[0][0, 0].tolist() == [0, 0, 255]
 
@@ -137,7 +137,7 @@ def test_pages_and_frames_are_not_dropped_unasked(format):
 def test_colours_by_another_name_are_converted_where_that_is_asked_for(mode, format):
     red = PIL.Image.new("RGB", (4, 4), "red")
     red = red.convert("P").convert("PA") if mode == "PA" else red.convert(mode)
-    with pytest.raises(UnsuitableImage, match=rf"PIL mode '{mode}'.*`--convert RGB`"):
+    with pytest.raises(UnsuitableImage, match=rf"PIL mode '{mode}'.*`convert='RGB'`"):
         decoded(written(red, format))
     for convert, colour in {"RGB": [255, 0, 0], "RGBA": [255, 0, 0, 255], "L": [76], "LA": [76, 255]}.items():
         pixels, _ = decoded(written(red, format), convert=convert)
@@ -195,8 +195,8 @@ def test_arrays_have_the_levels_of_their_declared_type(dtype):
         ([[0.5]], "must be integers"),
         ([[1, 2], [3]], "rows are of different lengths"),
         ([[1, None]], "must be integers"),
-        ([1, 2], "must be integers"),
-        ([[[[1]]]], "must be integers"),
+        ([[[[[1]]]]], "must be integers"),
+        (7, "must be integers"),
         ([[-1, 2]], "values from -1 to 2"),
         ([[2**40]], "values from 1099511627776"),
         ("a.png", "must be integers"),
@@ -206,6 +206,50 @@ def test_arrays_have_the_levels_of_their_declared_type(dtype):
 def test_arrays_that_are_no_images_are_refused(array, message):
     with pytest.raises(UnsuitableImage, match=message):
         Decoder()(array)
+
+
+def test_a_picture_with_damaged_exif_is_read_as_it_is_stored():
+    file, stored = io.BytesIO(), picture(size=(6, 4))
+    stored.save(file, "PNG", exif=b"Exif\x00\x00no TIFF at all")
+    pixels, levels = Decoder()({"bytes": file.getvalue(), "path": None})
+    np.testing.assert_array_equal(pixels.permute(1, 2, 0), np.asarray(stored))
+    assert levels == 256
+
+
+SHAPES = [
+    ((5,), None, (1, 5)),
+    ((5, 3), None, (1, 5, 3)),
+    ((5, 3), 1, (3, 5)),
+    ((5, 3), 2, (1, 5, 3)),
+    ((5, 3, 2), None, (2, 5, 3)),
+    ((5, 3, 2), 3, (1, 5, 3, 2)),
+    ((5, 3, 2, 4), None, (4, 5, 3, 2)),
+]
+
+
+@pytest.mark.parametrize(("stored", "num_spatial_dims", "shape"), SHAPES)
+def test_the_channels_of_arrays_come_first(stored, num_spatial_dims, shape):
+    """The value of every place, by its coordinates."""
+    array = np.arange(np.prod(stored), dtype=np.uint8).reshape(stored)
+    pixels = Decoder(num_spatial_dims=num_spatial_dims)(array).pixels.numpy()
+    assert pixels.shape == shape
+    for place in np.ndindex(*shape):
+        assert pixels[place] == array[(*place[1:], place[0])[: len(stored)]]
+
+
+@pytest.mark.parametrize(
+    ("stored", "options", "message"),
+    [
+        (np.zeros((2, 3, 4), int), {"num_spatial_dims": 1}, r"integers, \(L\) or \(L, C\)"),
+        (np.zeros(3, int), {"num_spatial_dims": 2}, r"integers, \(H, W\) or \(H, W, C\)"),
+        (np.zeros(3, int), {"preparation": Preparation(resize=2)}, "`resize` is for images, but it has 1 spatial dim"),
+        (PIL.Image.new("RGB", (3, 3)), {"num_spatial_dims": 3}, "Pictures have 2 spatial dimensions"),
+    ],
+    ids=["too many", "too few", "resized", "picture"],
+)
+def test_arrays_of_other_dimensions_are_refused(stored, options, message):
+    with pytest.raises(UnsuitableImage, match=message):
+        Decoder(**options)(stored)
 
 
 def test_resizing_is_that_of_the_examples_of_diffusers():
@@ -233,9 +277,9 @@ def test_sixteen_bits_and_arrays_are_resized_without_loss_of_levels():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"center_crop": True}, "`--center_crop` needs `--resize`"),
-        ({"resize": 0}, "`--resize` is 0"),
-        ({"convert": "CMYK"}, "`--convert` is 'CMYK', but must be one of L, LA, RGB, RGBA"),
+        ({"center_crop": True}, "`center_crop` needs `resize`"),
+        ({"resize": 0}, "`resize` is 0"),
+        ({"convert": "CMYK"}, "`convert` is 'CMYK', but must be one of L, LA, RGB, RGBA"),
     ],
 )
 def test_preparations_that_make_no_sense_are_refused(options, message):

@@ -11,6 +11,7 @@ from processes import Ranks, train_vdm_with
 
 from vdm_diffusers.data import load_images
 from vdm_diffusers.data.streaming import ImageStream, StreamError, StreamLoader, load_image_stream
+from vdm_diffusers.guards.messages import as_flag, spelled
 
 
 ROWS = 60
@@ -99,7 +100,7 @@ def test_another_number_of_processes_is_refused(folder):
 
 
 def test_more_workers_than_files_are_refused(folder):
-    with pytest.raises(ValueError, match="`--dataloader_num_workers` is 3, but the stream has 2 files for each process"):
+    with pytest.raises(ValueError, match="`dataloader_num_workers` is 3, but the stream has 2 files for each process"):
         loader(folder, 0, 2, num_workers=3)
 
 
@@ -113,10 +114,10 @@ def test_images_of_another_shape_are_named_when_they_come(folder):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"image_column": "picture"}, "`--image_column` is 'picture', but the columns are 'image'"),
-        ({"validation_split": "dev"}, "`--validation_split` is 'dev', but the splits are"),
-        ({"resolution": 32}, "`--resolution` is 32, but the images are 4×6"),
-        ({"num_levels": 3}, "`--num_levels` is 3, but image 3 has values from 3 to 3"),
+        ({"image_column": "picture"}, "`image_column` is 'picture', but the columns are 'image'"),
+        ({"validation_split": "dev"}, "`validation_split` is 'dev', but the splits are"),
+        ({"resolution": 32}, "`resolution` is 32, but the images are 4×6"),
+        ({"num_levels": 3}, "`num_levels` is 3, but image 3 has values from 3 to 3"),
     ],
 )
 def test_options_that_contradict_the_stream(folder, options, message):
@@ -127,18 +128,18 @@ def test_options_that_contradict_the_stream(folder, options, message):
 def test_levels_may_be_as_many_as_the_type_holds_and_no_more(folder):
     assert load_image_stream(4, train_data_dir=folder, num_levels=256).num_levels == 256
     assert load_image_stream(4, train_data_dir=folder, label_column="label").class_names == ["even", "odd"]
-    with pytest.raises(ValueError, match="`--num_levels` is 257, but the images are of a type that holds 256"):
+    with pytest.raises(ValueError, match="`num_levels` is 257, but the images are of a type that holds 256"):
         load_image_stream(4, train_data_dir=folder, num_levels=257)
 
 
 DAMAGED = {"bytes": b"<html>", "path": "37.png"}
 FAULTS = {
-    "image": ((DAMAGED, 1), r"Row .* of epoch 0 of the stream, 37\.png: It is no image .*`--skip_unreadable_images`"),
+    "image": ((DAMAGED, 1), r"Row .* of epoch 0 of the stream, 37\.png: It is no image .*`skip_unreadable_images`"),
     "none": ((None, 1), "Row .*: There is no image"),
     "size": ((PIL.Image.new("L", (6, 5)), 1), "Row .*1×4×6 of 256 levels the stream has 1×5×6"),
-    "mode": ((PIL.Image.new("P", (6, 4)), 1), "Row .*PIL mode 'P'.*`--convert RGB`"),
-    "unlabelled": ((picture(37), -1), "Row .*`--label_column` 'label' must hold integers from 0, but holds -1"),
-    "no label": ((picture(37), None), "Row .*`--label_column` 'label' must hold integers from 0, but holds none"),
+    "mode": ((PIL.Image.new("P", (6, 4)), 1), "Row .*PIL mode 'P'.*`convert='RGB'`"),
+    "unlabelled": ((picture(37), -1), "Row .*`label_column` 'label' must hold integers from 0, but holds -1"),
+    "no label": ((picture(37), None), "Row .*`label_column` 'label' must hold integers from 0, but holds none"),
 }
 
 
@@ -151,6 +152,8 @@ def test_rows_that_do_not_fit_are_named_in_one_sentence(folder, tmp_path, fault,
     with pytest.raises(StreamError, match=message) as error:
         numbers(batches, 16)
     assert "\n" not in str(error.value)
+    if fault == "image":
+        assert spelled(error.value, as_flag()).endswith("Leave out such images by `--skip_unreadable_images`.")
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -170,7 +173,7 @@ def test_first_rows_and_held_out_ones_are_checked_before_training(folder, tmp_pa
 
 def test_values_of_a_stream_are_below_its_levels(folder):
     batches = iter(loader(folder, num_levels=40))
-    with pytest.raises(StreamError, match="`--num_levels` is 40, but the image has values up to [45]."):
+    with pytest.raises(StreamError, match="`num_levels` is 40, but the image has values up to [45]."):
         numbers(batches, 15)
 
 

@@ -52,3 +52,6 @@ def test_images_that_are_not_square_can_t_be_turned():
     with pytest.raises(ValueError, match="must be square, but they are 6×10"):
         check_augmentation("paper", (3, 6, 10))
     check_augmentation("flip", (3, 6, 10))
+    check_augmentation("none", (1, 16))
+    with pytest.raises(ValueError, match="`augmentation` is 'flip', which is for images, but the data are 1×16"):
+        check_augmentation("flip", (1, 16))

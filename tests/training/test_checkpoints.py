@@ -478,10 +478,10 @@ def test_a_folder_that_can_not_be_written_is_noticed_before_training(train, fold
 def test_other_options_are_refused_unless_allowed(whole, tmp_path, train, capsys):
     shutil.copytree(whole, tmp_path / "out")
     options = LONG | {"max_train_steps": 13, "resume_from_checkpoint": "latest"}
-    with pytest.raises(SystemExit, match="with other options: --dropout 0.1 -> 0.0, --learning_rate 0.004 -> 0.001. Give it"):
+    with pytest.raises(SystemExit, match="with other options: dropout 0.1 -> 0.0, learning_rate 0.004 -> 0.001. Give it"):
         train(**options, learning_rate=1e-3, dropout=0.0)
     train("--allow_config_change", **options, learning_rate=1e-3, dropout=0.0)
-    assert "Options have changed: --dropout 0.1 -> 0.0, --learning_rate 0.004 -> 0.001." in capsys.readouterr().out
+    assert "Options have changed: dropout 0.1 -> 0.0, learning_rate 0.004 -> 0.001." in capsys.readouterr().out
     assert find_checkpoints(tmp_path / "out")[-1].name == "checkpoint-13"
 
 
@@ -500,7 +500,7 @@ def test_another_model_is_refused_even_if_options_may_change(whole, tmp_path, tr
 def test_other_images_are_refused(whole, tmp_path, train, monkeypatch):
     shutil.copytree(whole, tmp_path / "out")
     monkeypatch.setattr("vdm_diffusers.data.images.DIGITS_TRAIN_SIZE", 1499)
-    with pytest.raises(SystemExit, match="with other options: --label_column None -> label. Give it the options of that run"):
+    with pytest.raises(SystemExit, match="with other options: label_column None -> label. Give it the options of that run"):
         train(**LONG, label_column="label", resume_from_checkpoint="latest")
     with pytest.raises(SystemExit, match="goes on from a run on 'digits', but these are other images, those of 'digits'"):
         train("--allow_config_change", **LONG, resume_from_checkpoint="latest")

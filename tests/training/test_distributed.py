@@ -198,7 +198,7 @@ def test_configurations_of_the_documentation_are_ones_of_accelerate(name, kind, 
 @pytest.mark.parametrize("library", ["DeepSpeed", "Megatron-LM"])
 def test_other_libraries_are_refused_before_accelerate_imports_them(train, tmp_path, monkeypatch, library):
     monkeypatch.setenv(f"ACCELERATE_USE_{library.upper().replace('-', '_')}", "true")
-    refused = f"accelerate is configured for {library}, but only FSDP version 2 divides .* docs/accelerate/fsdp.yaml`"
+    refused = f"accelerate is configured for {library}, but only FSDP version 2 divides .* `docs/accelerate/fsdp.yaml`"
     with pytest.raises(SystemExit, match=refused):
         train()
     assert not (tmp_path / "out").exists()

@@ -43,7 +43,7 @@ def test_fused_adamw_makes_the_same_steps():
 
 def test_eight_bits_are_those_of_bitsandbytes(monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    with pytest.raises(ValueError, match="`--optimizer adamw_8bit` needs bitsandbytes: `pip install bitsandbytes`"):
+    with pytest.raises(ValueError, match="`optimizer='adamw_8bit'` needs bitsandbytes: `pip install bitsandbytes`"):
         build_optimizer(TrainingConfig(optimizer="adamw_8bit"), tiny_vdm())
     optim = SimpleNamespace(AdamW8bit=torch.optim.AdamW)
     monkeypatch.setitem(sys.modules, "bitsandbytes", SimpleNamespace(optim=optim))

@@ -57,7 +57,7 @@ def test_a_lock_lives_as_long_as_every_process_of_its_run(tmp_path):
 def test_a_holder_that_is_unknown_is_left_out(tmp_path, content):
     (tmp_path / LOCKS).mkdir()
     (tmp_path / LOCKS / "holder.json").write_text(content)
-    assert "is in use by another run: wait" in in_use(tmp_path)
+    assert "is in use by another run: wait" in str(in_use(tmp_path))
 
 
 def test_a_folder_in_use_is_left_alone_and_one_with_a_stale_lock_is_free(train, tmp_path, capsys):

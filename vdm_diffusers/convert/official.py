@@ -23,7 +23,9 @@ from huggingface_hub import ModelCard
 from torch import Tensor
 
 from ..command_line import read_text
-from ..guards.foreign_models import refused_as, weights_limited
+from ..guards.foreign_models import weights_limited
+from ..guards.loading import refused_as
+from ..guards.messages import Message, refuse_if
 from ..noise_schedules import LearnedUnpinnedSchedule, LinearSchedule, NoiseSchedule
 from ..unet_vdm import VDMUNet2DModel
 from ..vdm import VDM
@@ -106,16 +108,16 @@ def read_config(name: str) -> OfficialConfig:
     try:
         values = json.loads(read_text(Path(name), MAX_CONFIG_BYTES), object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
-        raise ValueError(
-            f"`--config` {name!r} is neither one of {', '.join(OFFICIAL_CONFIGS)} nor a JSON file that can be read: {error}"
-        ) from error
+        message = "{config} {!r} is neither one of {} nor a JSON file that can be read: {}"
+        raise ValueError(Message(message, name, ", ".join(OFFICIAL_CONFIGS), str(error))) from error
     known = {field.name for field in fields(OfficialConfig)}
     given = set(values) if isinstance(values, dict) else set()
     wrong = sorted((known ^ given) - {"resolution"})
-    if wrong:
-        raise ValueError(
-            f"`--config` {name!r} must hold every field of `VDMConfig` and no other; missing or unknown: {', '.join(wrong)}."
-        )
+    refuse_if(
+        bool(wrong),
+        "{config} {!r} must hold every field of `VDMConfig` and no other; missing or unknown: {}.",
+        *(name, ", ".join(wrong)),
+    )
     return OfficialConfig(**values)
 
 
@@ -242,7 +244,7 @@ def load_official_checkpoint(checkpoint_path: PathLike, config: OfficialConfig, 
         raise ValueError(f"`weights` is {weights!r}, but must be one of {', '.join(WEIGHTS)}.")
     with open(_checkpoint_file(Path(checkpoint_path)), "rb") as file:
         state = StateReader(file).state()
-        with refused_as("`--config` is that of no model"), weights_limited(MAX_WEIGHTS):
+        with refused_as(Message("{config} is that of no model")), weights_limited(MAX_WEIGHTS):
             vdm = build_official_vdm(config)
         step, arrays = _checked(state, official_views(vdm), file)
         vdm.unet.to_empty(device="cpu")
@@ -278,17 +280,17 @@ def _checked(state: dict, expected: dict[str, Tensor], file: BinaryIO) -> tuple[
     views = {f"{weights}/{name}": view for weights in WEIGHTS.values() for name, view in expected.items()}
     missing, unknown = sorted(views.keys() - arrays.keys()), sorted(arrays.keys() - views.keys())
     if missing:
-        raise ValueError(f"`{missing[0]}` is missing from the checkpoint: check `--config`.")
+        raise ValueError(Message("`{}` is missing from the checkpoint: check {config}.", missing[0]))
     if unknown:
-        raise ValueError(f"`{unknown[0]}` is in the checkpoint, but not in a model of this configuration: check `--config`.")
+        message = "`{}` is in the checkpoint, but not in a model of this configuration: check {config}."
+        raise ValueError(Message(message, unknown[0]))
     for name, view in views.items():
         array = arrays[name]
         if not isinstance(array, StoredArray) or array.dtype != np.float32:
             raise ValueError(f"`{name}` is {getattr(array, 'dtype', type(array).__name__)}, but must be an array of float32.")
         if array.shape != tuple(view.shape):
-            raise ValueError(
-                f"`{name}` has the shape {array.shape}, but the configuration implies {tuple(view.shape)}: check `--config`."
-            )
+            message = "`{}` has the shape {}, but the configuration implies {}: check {config}."
+            raise ValueError(Message(message, name, array.shape, tuple(view.shape)))
     return step, arrays
 
 
@@ -320,7 +322,7 @@ def convert_official_checkpoint(
     """
     output_dir = Path(output_dir).absolute()
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
-        raise ValueError(f"`--output_dir` {str(output_dir)!r} exists and is not an empty folder: name another.")
+        raise ValueError(Message("{output_dir} {!r} exists and is not an empty folder: name another.", str(output_dir)))
     name = Path(config).name if isinstance(config, str) else "official"
     config = read_config(config) if isinstance(config, str) else config
     vdm, step = load_official_checkpoint(checkpoint_path, config, weights)

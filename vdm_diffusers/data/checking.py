@@ -11,17 +11,18 @@ from typing import Any
 import numpy as np
 import PIL
 
-from ..pictures import UnsuitableImage
+from ..guards.messages import Message, from_json, to_json
+from ..pictures import UnsuitableImage, in_words
 from .decoding import Decoder, UnreadableImage
 
 
 BATCH_SIZE = 64
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Of what [`describe_images`] returns; another one for every change of the decoder."""
-FIELDS = ("channels", "height", "width", "levels", "lowest", "highest")
+FIELDS = ("shape", "levels", "lowest", "highest")
 UNKNOWN = -1
-Format = tuple[tuple[int, int, int], int | None]
-"""The `(C, H, W)` of an image and the number of levels of its type, `None` if that doesn't say."""
+Format = tuple[tuple[int, ...], int | None]
+"""The `(C, *size)` of an image and the number of levels of its type, `None` if that doesn't say."""
 
 
 @dataclass
@@ -34,7 +35,7 @@ class Inspection:
         rows ([`datasets.Dataset`]): Those whose image can be read.
         kept (`np.ndarray`): Where they were in the split.
         paths (`list[str | None]`): Of the files of all rows of the split.
-        facts (`dict[str, np.ndarray]`): The `FIELDS` of `rows`.
+        facts (`dict[str, np.ndarray]`): The `FIELDS` of `rows`; their shapes as text.
         unreadable (`list[str]`): One sentence for every row that was left out.
     """
 
@@ -51,10 +52,10 @@ class Inspection:
 
     def formats(self) -> dict[Format, str]:
         """Every format, with the place where it was found first."""
-        table = np.stack([self.facts[field] for field in FIELDS[:4]], axis=1)
-        found, first = np.unique(table, axis=0, return_index=True)
-        order = np.argsort(first)
-        return {(tuple(found[i, :3].tolist()), _known(found[i, 3])): self.place(first[i]) for i in order}
+        first: dict[tuple[str, int], int] = {}
+        for row, format in enumerate(zip(self.facts["shape"].tolist(), self.facts["levels"].tolist())):
+            first.setdefault(format, row)
+        return {(_numbers(shape), _known(levels)): self.place(row) for (shape, levels), row in first.items()}
 
 
 def inspect(
@@ -81,8 +82,9 @@ def inspect(
     wrong = [row for row, problem in enumerate(problems) if problem and not (skip_unreadable and unreadable[row])]
     if wrong:
         others = f" {len(wrong) - 1:,} more images can't be used either." if len(wrong) > 1 else ""
-        remedy = f" {LEAVE_OUT}" if unreadable[wrong[0]] else ""
-        raise ValueError(f"The image {_place(name, wrong[0], found['path'][wrong[0]])}: {problems[wrong[0]]}{others}{remedy}")
+        text = "The image {}: {}{}" + LEAVE_OUT * bool(unreadable[wrong[0]])
+        place = _place(name, wrong[0], found["path"][wrong[0]])
+        raise ValueError(Message(text, place, from_json(problems[wrong[0]]), others))
     kept = np.flatnonzero(~unreadable)
     if len(kept) == 0:
         raise ValueError(f"None of the {len(rows):,} images of the split {name!r} can be read.")
@@ -92,11 +94,11 @@ def inspect(
         kept,
         found["path"],
         {field: np.asarray(found[field])[kept] for field in FIELDS},
-        [f"{_place(name, row, found['path'][row])}: {problems[row]}" for row in np.flatnonzero(unreadable)],
+        [f"{_place(name, row, found['path'][row])}: {from_json(problems[row])}" for row in np.flatnonzero(unreadable)],
     )
 
 
-LEAVE_OUT = "Repair or remove it, or leave out all that can't be read by `--skip_unreadable_images`."
+LEAVE_OUT = " Repair or remove it, or leave out all that can't be read by {skip_unreadable_images}."
 
 
 def _describe_all(rows: Any, column: str, decoder: Decoder, num_workers: int) -> dict[str, list]:
@@ -128,13 +130,13 @@ def describe_images(images: Sequence, decoder: Decoder, versions: tuple) -> dict
 def _describe(image: Any, decoder: Decoder) -> dict[str, Any]:
     path = image.get("path") if isinstance(image, dict) else None
     lies_in_file = path is not None and image.get("bytes") is None
-    description = dict.fromkeys(FIELDS, UNKNOWN)
+    description = dict.fromkeys(FIELDS, UNKNOWN) | {"shape": ""}
     description |= {"path": path or "", "stamp": _stamp(path) if lies_in_file else UNKNOWN, "problem": "", "unreadable": False}
     try:
         pixels, levels = decoder(image)
     except UnsuitableImage as error:
-        return description | {"problem": str(error), "unreadable": isinstance(error, UnreadableImage)}
-    values = (*pixels.shape, UNKNOWN if levels is None else levels, int(pixels.min()), int(pixels.max()))
+        return description | {"problem": to_json(error), "unreadable": isinstance(error, UnreadableImage)}
+    values = (in_words(pixels.shape), UNKNOWN if levels is None else levels, int(pixels.min()), int(pixels.max()))
     return description | dict(zip(FIELDS, values))
 
 
@@ -145,6 +147,10 @@ def _stamp(path: str) -> int:
     except OSError:
         return 0
     return status.st_mtime_ns ^ status.st_size
+
+
+def _numbers(shape: str) -> tuple[int, ...]:
+    return tuple(map(int, shape.split("×")))
 
 
 def _known(levels: int) -> int | None:
@@ -162,7 +168,8 @@ def common_format(inspections: Sequence[Inspection]) -> Format:
         for format, place in inspection.formats().items():
             formats.setdefault(format, place)
     if len(formats) > 1:
-        raise ValueError(f"All images must have one shape and type, but there are {_listed(formats)}: {remedy_for(formats)}.")
+        text = "All images must have one shape and type, but there are {}: {}."
+        raise ValueError(Message(text, _listed(formats), remedy_for(formats)))
     return next(iter(formats))
 
 
@@ -175,35 +182,39 @@ def _listed(formats: dict[Format, str]) -> str:
 
 def describe_format(format: Format, with_levels: bool = True) -> str:
     """In words, such as `3×32×32 of 256 levels`."""
-    (channels, height, width), levels = format
-    return f"{channels}×{height}×{width}" + (f" of {levels} levels" if with_levels and levels is not None else "")
+    shape, levels = format
+    return in_words(shape) + (f" of {levels} levels" if with_levels and levels is not None else "")
 
 
-def remedy_for(formats: Sequence[Format]) -> str:
+def remedy_for(formats: Sequence[Format]) -> Message | str:
     """What makes images of these formats alike."""
-    sizes = {(height, width) for (_, height, width), _ in formats}
-    types = {(channels, levels) for (channels, _, _), levels in formats}
-    options = ["`--resize N --center_crop`"] * (len(sizes) > 1) + ["`--convert RGB`"] * (len(types) > 1)
-    return f"make them alike by {' and '.join(options)}, or beforehand"
+    if any(len(shape) != 3 for shape, _ in formats):
+        return "make them alike beforehand"
+    sizes = {shape[1:] for shape, _ in formats}
+    types = {(shape[0], levels) for shape, levels in formats}
+    options = ["{resize} with {center_crop}"] * (len(sizes) > 1) + ["{convert:RGB}"] * (len(types) > 1)
+    return Message("make them alike by " + " and ".join(options) + ", or beforehand")
 
 
 def check_values(inspections: Sequence[Inspection], levels: int | None, num_levels: int | None) -> None:
     """Raise `ValueError` unless the values of all images are below `num_levels`, which images of an unlimited type need."""
     highest = max(int(inspection.facts["highest"].max()) for inspection in inspections)
     if num_levels is None and levels is None:
-        raise ValueError(
-            f"The type of the images doesn't say how many levels they have; their highest value is {highest}: give"
-            f" `--num_levels`, such as {highest + 1}, or store them as 8- or 16-bit integers."
+        text = (
+            "The type of the images doesn't say how many levels they have; their highest value is {}: give {num_levels}, such"
+            " as {}, or store them as 8- or 16-bit integers."
         )
+        raise ValueError(Message(text, highest, highest + 1))
     if num_levels is None or highest < num_levels:
         return
     for inspection in inspections:
         for row in np.flatnonzero(inspection.facts["highest"] >= num_levels)[:1]:
             lowest, highest = (inspection.facts[field][row] for field in ("lowest", "highest"))
-            raise ValueError(
-                f"`--num_levels` is {num_levels}, but image {inspection.kept[row]} has values from {lowest} to {highest}:"
-                f" images must be integers in [0, num_levels). It is {inspection.place(row)}."
+            text = (
+                "{num_levels} is {}, but image {} has values from {} to {}: images must be integers in [0, num_levels). It is"
+                " {}."
             )
+            raise ValueError(Message(text, num_levels, inspection.kept[row], lowest, highest, inspection.place(row)))
 
 
 def count_classes(inspections: Sequence[Inspection], column: str) -> int:
@@ -215,7 +226,8 @@ def count_classes(inspections: Sequence[Inspection], column: str) -> int:
         labels = list(inspection.rows[column])
         for row, label in enumerate(labels):
             if problem := label_problem(label, number):
-                raise ValueError(f"`--label_column` {column!r} {problem} It is that of {inspection.place(row)}.")
+                text = "{label_column} {!r} {} It is that of {}."
+                raise ValueError(Message(text, column, problem, inspection.place(row)))
         largest = max(largest, *labels)
     return largest + 1 if number is None else number
 
@@ -226,13 +238,18 @@ def check_held_out_classes(train: Inspection, held_out: Inspection, column: str)
     if unseen:
         names = getattr(train.rows.features[column], "names", None)
         which = f"{unseen[0]}" if names is None else f"{unseen[0]}, {names[unseen[0]]!r},"
-        raise ValueError(
-            f"The split {held_out.name!r} has images of the class {which} but {train.name!r} has none: leave them out, or name"
-            " another split by `--validation_split`."
+        text = (
+            "The split {!r} has images of the class {} but {!r} has none: leave them out, or name another split by"
+            " {validation_split}."
         )
+        raise ValueError(Message(text, held_out.name, which, train.name))
 
 
-def label_problem(label: Any, num_classes: int | None) -> str | None:
+MAX_CLASSES = 10**6
+"""Of integers that don't say how many classes there are."""
+
+
+def label_problem(label: Any, num_classes: int | None) -> Message | str | None:
     """What is wrong with a label, to be said of its column; `None` if it is one."""
     if label is None:
         return "must hold integers from 0, but holds none: leave such images out, or name another column."
@@ -242,9 +259,15 @@ def label_problem(label: Any, num_classes: int | None) -> str | None:
             " of datasets does, or name another column."
         )
     if label < 0:
+        return Message(
+            "must hold integers from 0, but holds {}, which often means no label: leave such images out, or name a labelled"
+            " {validation_split}.",
+            label,
+        )
+    if num_classes is None and label >= MAX_CLASSES:
         return (
-            f"must hold integers from 0, but holds {label}, which often means no label: leave such images out, or name a"
-            " labelled `--validation_split`."
+            f"holds {label:,}, but at most {MAX_CLASSES:,} classes are possible: number them from 0, as `class_encode_column`"
+            " of datasets does."
         )
     if num_classes is not None and label >= num_classes:
         return f"has {num_classes} classes, but holds {label}: labels are integers from 0 to {num_classes - 1}."

@@ -16,6 +16,8 @@ import PIL.Image
 import PIL.ImageOps
 from torch import Tensor
 
+from ..guards.loading import reason_of
+from ..guards.messages import Message
 from ..pictures import MODES, UnsuitableImage, integers_of, to_tensor
 
 
@@ -49,7 +51,7 @@ class UnreadableImage(UnsuitableImage):
 class DecodedImage(NamedTuple):
     """
     Attributes:
-        pixels (`Tensor`): Integers from 0, `(C, H, W)`, uint8 if they fit, else int32.
+        pixels (`Tensor`): Integers from 0, `(C, *size)`, uint8 if they fit, else int32.
         levels (`int`, *optional*): How many the type of the stored image holds; `None` if it says nothing, as int64 doesn't.
     """
 
@@ -77,11 +79,11 @@ class Preparation:
 
     def __post_init__(self):
         if self.resize is not None and not 1 <= self.resize <= MAX_SIDE:
-            raise ValueError(f"`--resize` is {self.resize}, but must be at least 1 and at most {MAX_SIDE:,}.")
+            raise ValueError(Message("{resize} is {}, but must be at least 1 and at most {:,}.", self.resize, MAX_SIDE))
         if self.center_crop and self.resize is None:
-            raise ValueError("`--center_crop` needs `--resize`, which says how large the square is.")
+            raise ValueError(Message("{center_crop} needs {resize}, which says how large the square is."))
         if self.convert not in (None, *CONVERSIONS):
-            raise ValueError(f"`--convert` is {self.convert!r}, but must be one of {', '.join(CONVERSIONS)}.")
+            raise ValueError(Message("{convert} is {!r}, but must be one of {}.", self.convert, ", ".join(CONVERSIONS)))
 
     def __bool__(self) -> bool:
         return self != AS_STORED
@@ -113,16 +115,19 @@ class Decoder:
     Args:
         preparation ([`Preparation`]): What is done to them.
         dtype (`str`, *optional*): Declared type of arrays that come as lists.
+        num_spatial_dims (`int`, *optional*): Dimensions of a sample beside its channels, 1 to 3. By default those of arrays
+            are 1 of `(L)`, 2 of `(H, W)` and `(H, W, C)`, and 3 of `(D, H, W, C)`.
     """
 
     preparation: Preparation = AS_STORED
     dtype: str | None = None
+    num_spatial_dims: int | None = None
 
     def __call__(self, stored: Any) -> DecodedImage:
         """
         Args:
-            stored: `{"bytes": ..., "path": ...}` of a file, its bytes, a PIL image, or an integer array `(H, W)` or
-                `(H, W, C)`.
+            stored: `{"bytes": ..., "path": ...}` of a file, its bytes, a PIL image, or an integer array
+                `(*size)` or `(*size, C)`.
 
         Raises:
             [`UnreadableImage`]: if it can't be read, with the reason.
@@ -131,10 +136,11 @@ class Decoder:
         if stored is None:
             raise UnreadableImage("There is no image.")
         if isinstance(stored, str):
-            raise UnsuitableImage(
+            text = (
                 "It is text, but images must be integers or files: make paths images by `cast_column(..., Image())` of"
-                " datasets, or name another `--image_column`."
+                " datasets, or name another {image_column}."
             )
+            raise UnsuitableImage(Message(text))
         if isinstance(stored, (dict, bytes)):
             array, levels = self._read_file(stored)
         elif isinstance(stored, PIL.Image.Image):
@@ -152,28 +158,30 @@ class Decoder:
         except UnsuitableImage:
             raise
         except Exception as error:  # Pillow's plugins raise whatever a damaged file leads to
-            raise UnreadableImage(f"It can't be read: {_reason(error)}.") from error
+            raise UnreadableImage(f"It can't be read: {reason_of(error)}") from error
 
     def _read_picture(self, picture: PIL.Image.Image) -> tuple[np.ndarray, int]:
+        if self.num_spatial_dims not in (None, 2):
+            text = "Pictures have 2 spatial dimensions, but {num_spatial_dims} is {}."
+            raise UnsuitableImage(Message(text, self.num_spatial_dims))
         convert = self.preparation.convert
         levels = _stored_levels(picture) if convert else _levels(picture)
         picture.load()
-        if PIL.ExifTags.Base.Orientation in picture.getexif():
-            picture = PIL.ImageOps.exif_transpose(picture)
+        picture = _upright(picture)
         if convert:
             picture, levels = _converted(picture, convert, levels), 256
         if self.preparation.resize is not None:
             if levels not in (256, 65536):
-                raise UnsuitableImage(
-                    f"Images of {levels} levels can't be blended as `--resize` does: convert them by `--convert L` or `RGB`."
-                )
+                text = "Images of {} levels can't be blended as {resize} does: convert them by {convert:L} or `RGB`."
+                raise UnsuitableImage(Message(text, levels))
             picture = self._resized(picture)
-        return _contracted(np.asarray(picture), levels), levels
+        array = _contracted(np.asarray(picture), levels)
+        return array if array.ndim == 3 else array[..., None], levels
 
     def _read_array(self, stored: Any) -> tuple[np.ndarray, int | None]:
         if self.preparation.convert is not None:
-            raise UnsuitableImage("`--convert` is for image files: arrays don't say which colours their channels are.")
-        array = integers_of(stored, self.dtype)
+            raise UnsuitableImage(Message("{convert} is for image files: arrays don't say which colours their channels are."))
+        array = integers_of(stored, self.dtype, self.num_spatial_dims)
         bits = 8 * array.dtype.itemsize - (array.dtype.kind == "i")
         levels = 2 if array.dtype.kind == "b" else 2**bits if bits <= 16 else None
         if array.size and (array.min() < 0 or array.max() > np.iinfo(np.int32).max):
@@ -182,8 +190,10 @@ class Decoder:
             )
         if self.preparation.resize is not None:
             if levels == 2:
-                raise UnsuitableImage("Arrays of booleans can't be blended as `--resize` does: store them as integers.")
-            planes = np.moveaxis(array if array.ndim == 3 else array[:, :, None], 2, 0).astype(np.int32)
+                raise UnsuitableImage(Message("Arrays of booleans can't be blended as {resize} does: store them as integers."))
+            if array.ndim != 3:
+                raise UnsuitableImage(Message("{resize} is for images, but it has {} spatial dimensions.", array.ndim - 1))
+            planes = np.moveaxis(array, 2, 0).astype(np.int32)
             planes = [np.asarray(self._resized(PIL.Image.fromarray(plane))) for plane in planes]
             array = np.stack(planes, axis=2).astype(array.dtype)
         return array, levels
@@ -232,32 +242,36 @@ def _content(path: str) -> bytes:
     except FileNotFoundError as error:
         raise UnreadableImage(f"There is no file {path}.") from error
     except Exception as error:  # of a network that is down: no reason to leave images out
-        raise UnsuitableImage(f"It can't be fetched: {_reason(error)}.") from error
+        raise UnsuitableImage(f"It can't be fetched: {reason_of(error)}") from error
+
+
+def _upright(picture: PIL.Image.Image) -> PIL.Image.Image:
+    """A picture turned as its EXIF tag says, or as it is stored if there is none that can be read."""
+    try:
+        turned = PIL.ExifTags.Base.Orientation in picture.getexif()
+        return PIL.ImageOps.exif_transpose(picture) if turned else picture
+    except Exception:  # Pillow raises whatever damaged tags lead to
+        return picture
 
 
 def _levels(picture: PIL.Image.Image) -> int:
     """How many levels a picture's file holds, before its pixels are read; [`UnsuitableImage`] if that would lose something."""
     if getattr(picture, "is_animated", False):
-        raise UnsuitableImage(
-            f"It holds {picture.n_frames} pages or frames, of which one would be trained on: `--convert RGB` takes the first."
-        )
+        text = "It holds {} pages or frames, of which one would be trained on: {convert:RGB} takes the first."
+        raise UnsuitableImage(Message(text, picture.n_frames))
     if "transparency" in picture.info and picture.mode != "P":
-        raise UnsuitableImage(
-            "One of its colours means transparent, which would be lost: `--convert RGBA` keeps it, `--convert RGB` drops it."
-        )
+        text = "One of its colours means transparent, which would be lost: {convert:RGBA} keeps it, {convert:RGB} drops it."
+        raise UnsuitableImage(Message(text))
     mode = _general(picture.mode)
     levels = _stored_levels(picture)
     if mode not in MODES and not (mode == "I" and levels is not None):
-        raise UnsuitableImage(
-            f"There are images of PIL mode {picture.mode!r}, whose values are not levels of what they show:"
-            f" {_remedy(picture.mode)}."
-        )
+        text = "There are images of PIL mode {!r}, whose values are not levels of what they show: {}."
+        raise UnsuitableImage(Message(text, picture.mode, _remedy(picture.mode)))
     if levels is None or (mode in MODES and levels > MODES[mode][1]):
         if any("16" in raw_mode for raw_mode in _raw_modes(picture)):
-            raise UnsuitableImage("It has 16 bits a channel, of which Pillow reads 8: `--convert RGB` takes those.")
-        raise UnsuitableImage(
-            f"It's not sure that Pillow reads {picture.format} files like it without loss: `--convert RGB` takes what it reads."
-        )
+            raise UnsuitableImage(Message("It has 16 bits a channel, of which Pillow reads 8: {convert:RGB} takes those."))
+        text = "It's not sure that Pillow reads {} files like it without loss: {convert:RGB} takes what it reads."
+        raise UnsuitableImage(Message(text, picture.format))
     return levels
 
 
@@ -266,9 +280,9 @@ def _general(mode: str) -> str:
     return "I;16" if mode.startswith("I;16") else mode
 
 
-def _remedy(mode: str) -> str:
+def _remedy(mode: str) -> Message | str:
     if mode in CONVERTIBLE:
-        return "convert them by `--convert RGB`, or to L, LA or RGBA"
+        return Message("convert them by {convert:RGB}, or to L, LA or RGBA")
     return "store them as 8- or 16-bit integers, or as arrays"
 
 
@@ -310,11 +324,8 @@ def _converted(picture: PIL.Image.Image, mode: str, stored_levels: int | None) -
         upper = np.asarray(picture) >> (4 if stored_levels == 4096 else 8)  # Pillow's own conversion clips
         picture = PIL.Image.fromarray(upper.astype(np.uint8))
     if picture.mode not in CONVERTIBLE:
-        raise UnsuitableImage(f"`--convert` can't convert images of PIL mode {picture.mode!r}: {_remedy(picture.mode)}.")
+        text = "{convert} can't convert images of PIL mode {!r}: {}."
+        raise UnsuitableImage(Message(text, picture.mode, _remedy(picture.mode)))
     if picture.mode in ("1", "L", "LA", "RGB", "RGBA"):
         return picture.convert(mode)
     return picture.convert("RGBA").convert(mode)
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -10,8 +10,9 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
-from ..guards.loading import DataError
-from ..pictures import UnsuitableImage
+from ..guards.loading import DataError, reason_of, root_cause
+from ..guards.messages import Argument, Message
+from ..pictures import AXES, UnsuitableImage, in_words
 from .checking import (
     Format,
     check_held_out_classes,
@@ -37,7 +38,7 @@ MIN_HELD_OUT = 2
 
 
 class ImageDataset(Dataset):
-    """Rows of images and labels as `{"images": (C, H, W) integers, "class_labels": int}`, the label only if there are any.
+    """Rows of images and labels as `{"images": (C, *size) integers, "class_labels": int}`, the label only if there are any.
 
     Args:
         rows: A sequence of mappings, such as a [`datasets.Dataset`].
@@ -75,7 +76,8 @@ class ImageDataset(Dataset):
             if self.format not in (None, found := (tuple(pixels.shape), levels)):
                 raise UnsuitableImage(f"It is {describe_format(found)} instead of {describe_format(self.format)}.")
         except UnsuitableImage as error:
-            raise DataError(f"The image {path or index} is not what it was when it was checked. {error}") from error
+            text = "The image {} is not what it was when it was checked. {}"
+            raise DataError(Message(text, path or index, error)) from error
         return pixels
 
 
@@ -84,9 +86,9 @@ class ImageData:
     """A training and a validation set of images of one shape.
 
     Attributes:
-        train, validation (`Dataset`): Their items are `{"images": (C, H, W) integers in [0, num_levels)}`, with
+        train, validation (`Dataset`): Their items are `{"images": (C, *size) integers in [0, num_levels)}`, with
             `"class_labels"` in `[0, num_classes)` if there are classes. `train` may be an [`ImageStream`].
-        shape (`tuple[int, int, int]`): Channels, height and width.
+        shape (`tuple[int, ...]`): `(C, *size)`; of images, channels, height and width.
         num_levels (`int`): Number of grey levels.
         num_classes (`int`, *optional*): Number of classes.
         name (`str`): For messages and the model card.
@@ -98,7 +100,7 @@ class ImageData:
 
     train: Dataset | IterableDataset
     validation: Dataset
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     num_levels: int
     num_classes: int | None
     name: str
@@ -114,7 +116,7 @@ def load_digits(label_column: str | None = None) -> ImageData:
     Their labels come along if `label_column` is `"label"`.
     """
     if label_column not in (None, "label"):
-        raise ValueError(f"`--label_column` is {label_column!r}, but that of the digits is 'label'.")
+        raise ValueError(Message("{label_column} is {!r}, but that of the digits is 'label'.", label_column))
     from sklearn import datasets
 
     digits = datasets.load_digits()
@@ -142,6 +144,7 @@ def load_images(
     resolution: int | None = None,
     num_channels: int | None = None,
     num_levels: int | None = None,
+    num_spatial_dims: int | None = None,
     preparation: Preparation = AS_STORED,
     skip_unreadable_images: bool = False,
     num_workers: int = 0,
@@ -164,6 +167,8 @@ def load_images(
             Defaults to `validation` or `test`; where there is neither, a twentieth of the training images, two at least, are
             held out.
         resolution, num_channels, num_levels (`int`, *optional*): What the images must have; taken from them by default.
+        num_spatial_dims (`int`, *optional*): Dimensions of a sample beside its channels, 1 to 3. By default those of arrays
+            are 1 of `(L)`, 2 of `(H, W)` and `(H, W, C)`, and 3 of `(D, H, W, C)`.
         preparation ([`Preparation`]): What is done to image files beyond reading them.
         skip_unreadable_images (`bool`): Whether images that can't be read are left out, and listed as `unreadable`.
         num_workers (`int`): Processes that check the images; 0 is this one.
@@ -173,29 +178,32 @@ def load_images(
         `ValueError`: that names the option and the remedy, for anything missing, contradictory or unsuitable.
     """
     if dataset_name is not None and train_data_dir is not None:
-        raise ValueError("`--dataset_name` and `--train_data_dir` are both given: choose one.")
+        raise ValueError(Message("{dataset_name} and {train_data_dir} are both given: choose one."))
     if dataset_name is None and train_data_dir is None:
         choices = {
             "dataset_config_name": dataset_config_name,
             "image_column": image_column,
             "validation_split": validation_split,
+            "num_spatial_dims": num_spatial_dims,
             "resize": preparation.resize,
             "convert": preparation.convert,
         }
         for option, value in choices.items():
             if value is not None:
-                raise ValueError(f"`--{option}` is {value!r}, but the embedded digits have no choice of it: leave it out.")
+                raise ValueError(
+                    Message("{} is {!r}, but the embedded digits have no choice of it: leave it out.", Argument(option), value)
+                )
         data = load_digits(label_column)
         check_shape(data.shape, resolution, num_channels)
         if num_levels not in (None, data.num_levels):
-            raise ValueError(f"`--num_levels` is {num_levels}, but that of the digits is {data.num_levels}.")
+            raise ValueError(Message("{num_levels} is {}, but that of the digits is {}.", num_levels, data.num_levels))
         return data
 
     splits = load_splits(dataset_name, train_data_dir, dataset_config_name, cache_dir)
     held_out = held_out_split(splits, validation_split)
     features = splits["train"].features
     image_column = find_image_column(features, image_column, label_column)
-    decoder = decoder_of(features[image_column], preparation)
+    decoder = decoder_of(features[image_column], preparation, num_spatial_dims)
     columns = [image_column] if label_column is None else [image_column, label_column]
     rows = {name: undecoded(splits[name].select_columns(columns), image_column) for name in ("train", held_out) if name}
     inspections = [
@@ -231,25 +239,18 @@ def load_splits(name: str | None, folder: str | None, config_name: str | None, c
     from datasets import load_dataset
 
     if name == "":
-        raise ValueError("`--dataset_name` is empty: give the name of a data set on the Hub.")
+        raise ValueError(Message("{dataset_name} is empty: give the name of a data set on the Hub."))
     if folder is not None and not (folder and Path(folder).is_dir()):
-        raise ValueError(f"`--train_data_dir` {folder!r} is no folder: give one of images or parquet files.")
-    option, source = ("--dataset_name", name) if folder is None else ("--train_data_dir", folder)
+        raise ValueError(Message("{train_data_dir} {!r} is no folder: give one of images or parquet files.", folder))
+    option, source = ("dataset_name", name) if folder is None else ("train_data_dir", folder)
     try:
         return load_dataset(source, config_name, cache_dir=cache_dir, streaming=streaming)
     except Exception as error:
-        raise ValueError(
-            f"`{option}` {source!r} could not be loaded: {reason_of(error)} Give the name of a data set on the Hub as"
-            " `--dataset_name`, or a folder of images or parquet files as `--train_data_dir`."
-        ) from error
-
-
-def reason_of(error: BaseException) -> str:
-    """The first line of what is at the bottom of an error, as a sentence."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    line = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return line if line.endswith((".", "!", "?")) else f"{line}."
+        text = (
+            "{} {!r} could not be loaded: {} Give the name of a data set on the Hub as {dataset_name}, or a folder of images or"
+            " parquet files as {train_data_dir}."
+        )
+        raise ValueError(Message(text, Argument(option), source, reason_of(root_cause(error)))) from error
 
 
 def _divided(rows):
@@ -266,10 +267,11 @@ def _divided(rows):
 def check_number(validation, split: str | None) -> None:
     """Raise `ValueError` if there are too few held-out images."""
     if len(validation) < MIN_HELD_OUT:
-        raise ValueError(
-            f"The held-out split {split!r} has {len(validation)} images, but a standard error needs {MIN_HELD_OUT}: name"
-            " another one by `--validation_split`, or add to it."
+        text = (
+            "The held-out split {!r} has {} images, but a standard error needs {}: name another one by {validation_split}, or"
+            " add to it."
         )
+        raise ValueError(Message(text, split, len(validation), MIN_HELD_OUT))
 
 
 def held_out_split(splits, validation_split: str | None) -> str | None:
@@ -277,7 +279,8 @@ def held_out_split(splits, validation_split: str | None) -> str | None:
     if "train" not in splits:
         raise ValueError(f"The data set has no split 'train', only {', '.join(map(repr, splits))}.")
     if validation_split not in (None, *splits):
-        raise ValueError(f"`--validation_split` is {validation_split!r}, but the splits are {', '.join(map(repr, splits))}.")
+        text = "{validation_split} is {!r}, but the splits are {}."
+        raise ValueError(Message(text, validation_split, ", ".join(map(repr, splits))))
     return validation_split or next((name for name in VALIDATION_SPLITS if name in splits), None)
 
 
@@ -289,9 +292,11 @@ def find_image_column(features, image_column: str | None, label_column: str | No
     image_column = image_column or (columns[0] if len(columns) == 1 else "image")
     for option, column in (("image_column", image_column), ("label_column", label_column)):
         if column not in (None, *features):
-            raise ValueError(f"`--{option}` is {column!r}, but the columns are {', '.join(map(repr, features))}.")
+            text = "{} is {!r}, but the columns are {}."
+            raise ValueError(Message(text, Argument(option), column, ", ".join(map(repr, features))))
     if label_column == image_column:
-        raise ValueError(f"`--label_column` is {label_column!r}, which is the column of images: name that of the labels.")
+        text = "{label_column} is {!r}, which is the column of images: name that of the labels."
+        raise ValueError(Message(text, label_column))
     return image_column
 
 
@@ -303,16 +308,16 @@ def undecoded(rows, image_column: str):
     return rows.cast_column(image_column, Image(decode=False)) if is_file else rows
 
 
-def decoder_of(feature, preparation: Preparation) -> Decoder:
+def decoder_of(feature, preparation: Preparation, num_spatial_dims: int | None = None) -> Decoder:
     """What reads the images of a column, in the mode or of the type that it declares."""
     from datasets import Image
 
     if isinstance(feature, Image) and feature.mode is not None and preparation.convert is None:
         if feature.mode not in CONVERSIONS:
-            raise ValueError(f"The column of images declares PIL mode {feature.mode!r}: choose another by `--convert`.")
+            raise ValueError(Message("The column of images declares PIL mode {!r}: choose another by {convert}.", feature.mode))
         preparation = replace(preparation, convert=feature.mode)
     dtype = getattr(_innermost(feature), "dtype", None)
-    return Decoder(preparation, dtype if dtype in INTEGERS else None)
+    return Decoder(preparation, dtype if dtype in INTEGERS else None, num_spatial_dims)
 
 
 def _innermost(feature):
@@ -325,21 +330,22 @@ def _innermost(feature):
 INTEGERS = {"bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))}
 
 
-def check_shape(shape: tuple[int, int, int], resolution: int | None, num_channels: int | None) -> None:
-    """Raise `ValueError` if the shape isn't the one asked for, or looks like one with the channels first."""
-    channels, height, width = shape
-    if height <= MAX_COLOURS and channels >= MIN_SIDE and num_channels != channels:
-        raise ValueError(
-            f"The images are arrays ({height}, {width}, {channels}), which looks like (C, H, W): store them as (H, W, C), or"
-            f" confirm by `--num_channels {channels}` that they are."
+def check_shape(shape: tuple[int, ...], resolution: int | None, num_channels: int | None) -> None:
+    """Raise `ValueError` if a shape `(C, *size)` isn't the one asked for, or that of an array with its channels first."""
+    channels, *size = shape
+    if size[0] <= MAX_COLOURS and channels >= MIN_SIDE and num_channels != channels:
+        axes = AXES[len(size)]
+        text = (
+            "The images are arrays {}, which looks like (C, {}): store them as ({}, C), or confirm by {num_channels:{}} that"
+            " they are."
         )
-    if resolution is not None and (height, width) != (resolution, resolution):
-        raise ValueError(
-            f"`--resolution` is {resolution}, but the images are {height}×{width}: leave it out, or make them another data set"
-            f" by `--resize {resolution} --center_crop`."
-        )
+        raise ValueError(Message(text, (*size, channels), axes, axes, channels))
+    if resolution is not None and {*size} != {resolution}:
+        text = "{resolution} is {}, but the images are {}: leave it out"
+        text += ", or make them another data set by {resize:{}} with {center_crop}." if len(size) == 2 else "."
+        raise ValueError(Message(text, resolution, in_words(size), resolution))
     if num_channels not in (None, channels):
-        raise ValueError(f"`--num_channels` is {num_channels}, but the images have {channels}: leave it out.")
+        raise ValueError(Message("{num_channels} is {}, but the images have {}: leave it out.", num_channels, channels))
 
 
 MAX_COLOURS, MIN_SIDE = 4, 8
@@ -349,10 +355,11 @@ MAX_COLOURS, MIN_SIDE = 4, 8
 def check_type(levels: int | None, num_levels: int | None) -> None:
     """Raise `ValueError` unless a type of images that holds so many levels holds `num_levels`."""
     if num_levels is not None and levels is not None and num_levels > levels:
-        raise ValueError(
-            f"`--num_levels` is {num_levels}, but the images are of a type that holds {levels}: images of fewer levels are"
-            " other data, with another likelihood."
+        text = (
+            "{num_levels} is {}, but the images are of a type that holds {}: images of fewer levels are other data, with"
+            " another likelihood."
         )
+        raise ValueError(Message(text, num_levels, levels))
 
 
 def names_of_classes(features, label_column: str | None) -> list[str] | None:

@@ -13,7 +13,9 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from ..autoencoders import decode, encode, scale_to_unit
-from ..guards.foreign_models import refused_as
+from ..guards.loading import refused_as
+from ..guards.messages import Message
+from ..pictures import in_words
 from .fingerprints import fingerprint
 from .images import ImageData
 
@@ -24,10 +26,10 @@ DESCRIPTION = "latents.json"
 
 
 class LatentDataset(Dataset):
-    """Latents `(c, h, w)`, float32, as `{"images": ..., "class_labels": int}`, the label only if there are any.
+    """Latents `(c, *size)`, float32, as `{"images": ..., "class_labels": int}`, the label only if there are any.
 
     Args:
-        latents: An array `(N, c, h, w)`, which may lie on disk.
+        latents: An array `(N, c, *size)`, which may lie on disk.
         class_labels (`Sequence[int]`, *optional*): Their labels.
     """
 
@@ -78,20 +80,21 @@ def in_latent_space(
     return replace(data, train=train, validation=validation, shape=shape, origin=json.dumps(facts))
 
 
-def latent_shape(vae: ModelMixin, data: ImageData) -> tuple[int, int, int]:
-    """The `(c, h, w)` of the latents of such images; `ValueError` if the autoencoder isn't one of them."""
+def latent_shape(vae: ModelMixin, data: ImageData) -> tuple[int, ...]:
+    """The `(c, *size)` of the latents of such images; `ValueError` if the autoencoder isn't one of them."""
     image = scale_to_unit(data.validation[0]["images"][None], data.num_levels)
     channels = vae.config.get("in_channels", data.shape[0])
     if channels == data.shape[0]:
-        with refused_as("`--vae_model_name_or_path` can't encode the images"):
+        with refused_as(Message("{vae_model_name_or_path} can't encode the images")):
             latents = encode(vae, image)
             decoded = decode(vae, latents)
         if decoded.shape == image.shape:
             return tuple(latents.shape[1:])
-    raise ValueError(
-        f"`--vae_model_name_or_path` is an autoencoder of images with {channels} channels whose sides are multiples of its"
-        f" factor, but {data.name!r} has images of {'×'.join(map(str, data.shape))}."
+    text = (
+        "{vae_model_name_or_path} is an autoencoder of images with {} channels whose sides are multiples of its factor, but"
+        " {!r} has images of {}."
     )
+    raise ValueError(Message(text, channels, data.name, in_words(data.shape)))
 
 
 def _facts(vae: ModelMixin, data: ImageData, seed: int) -> dict:
@@ -104,13 +107,15 @@ def _holds(folder: Path, facts: dict) -> bool:
     """Whether a folder holds these latents; `ValueError` if it holds anything else."""
     if not (folder / DESCRIPTION).exists():
         if folder.exists() and any(folder.iterdir()):
-            raise ValueError(f"`--cache_latents` {str(folder)!r} holds something other than latents: name another folder.")
+            text = "{cache_latents} {!r} holds something other than latents: name another folder."
+            raise ValueError(Message(text, str(folder)))
         return False
     if json.loads((folder / DESCRIPTION).read_text()) != facts:
-        raise ValueError(
-            f"`--cache_latents` {str(folder)!r} holds latents of other images, or by another autoencoder or seed: name another"
-            " folder, or delete this one."
+        text = (
+            "{cache_latents} {!r} holds latents of other images, or by another autoencoder or seed: name another folder, or"
+            " delete this one."
         )
+        raise ValueError(Message(text, str(folder)))
     return True
 
 

@@ -11,7 +11,8 @@ from accelerate.utils import gather_object, send_to_device
 from torch import Tensor
 from torch.utils.data import IterableDataset, default_collate
 
-from ..guards.loading import DataError
+from ..guards.loading import DataError, reason_of, root_cause
+from ..guards.messages import Message
 from ..pictures import UnsuitableImage
 from .checking import (
     Format,
@@ -35,7 +36,6 @@ from .images import (
     held_out_split,
     load_splits,
     names_of_classes,
-    reason_of,
     undecoded,
 )
 
@@ -126,7 +126,7 @@ class ImageStream(IterableDataset):
                 except UnreadableImage as error:
                     if not self.skip_unreadable:
                         raise StreamError(self._sentence(block[row], row, error)) from error
-                    self.left_out.append(self._sentence(block[row], row, error))
+                    self.left_out.append(str(self._sentence(block[row], row, error)))
                     continue
                 except UnsuitableImage as error:
                     raise StreamError(self._sentence(block[row], row, error)) from error
@@ -158,31 +158,30 @@ class ImageStream(IterableDataset):
         try:
             return list(islice(rows, self.buffer_size))
         except Exception as error:  # whatever the Hub, a disk or a file of rows leads to
-            raise StreamError(f"The stream can't be read on: {reason_of(error)}") from error
+            raise StreamError(f"The stream can't be read on: {reason_of(root_cause(error))}") from error
 
     def _item(self, row: dict) -> dict[str, Tensor | int]:
         pixels, levels = self.decoder(row[self.image_column])
         shape, number = self.format
         if tuple(pixels.shape) != shape or levels not in (None, number):
             found = (tuple(pixels.shape), levels)
-            raise UnsuitableImage(
-                f"All images must have one shape and type, but after {describe_format(self.format)} the stream has"
-                f" {describe_format(found)}: {remedy_for([self.format, found])}."
-            )
+            text = "All images must have one shape and type, but after {} the stream has {}: {}."
+            formats = (self.format, found)
+            raise UnsuitableImage(Message(text, *map(describe_format, formats), remedy_for(formats)))
         if levels != self.num_levels and (highest := int(pixels.max())) >= self.num_levels:
-            raise UnsuitableImage(f"`--num_levels` is {self.num_levels}, but the image has values up to {highest}.")
+            raise UnsuitableImage(Message("{num_levels} is {}, but the image has values up to {}.", self.num_levels, highest))
         if self.label_column is None:
             return {"images": pixels}
         label = row[self.label_column]
         if problem := label_problem(label, self.num_classes):
-            raise UnsuitableImage(f"`--label_column` {self.label_column!r} {problem}")
+            raise UnsuitableImage(Message("{label_column} {!r} {}", self.label_column, problem))
         return {"images": pixels, "class_labels": label}
 
     def _with_left_out(self, item: dict) -> dict:
         left_out, self.left_out = self.left_out, []
         return item | {"unreadable": left_out} if self.skip_unreadable else item
 
-    def _sentence(self, row: dict, number: int, error: UnsuitableImage) -> str:
+    def _sentence(self, row: dict, number: int, error: UnsuitableImage) -> Message:
         """What is wrong with a row, and which it is: by the path of its file, or by its number as this process reads them."""
         image, position = row[self.image_column], self.position
         place = f"Row {position['block'] * self.buffer_size + int(number)} of epoch {position['epoch']} of the stream"
@@ -192,7 +191,7 @@ class ImageStream(IterableDataset):
         elif path:
             place += f", {path}"
         remedy = isinstance(error, UnreadableImage) and not self.skip_unreadable
-        return f"{place}: {error}" + " Leave out such images by `--skip_unreadable_images`." * remedy
+        return Message("{}: {}" + " Leave out such images by {skip_unreadable_images}." * remedy, place, error)
 
 
 def _collate(items: list[dict]) -> dict:
@@ -221,10 +220,11 @@ class StreamLoader:
         self.accelerator = accelerator
         stream = stream.split(accelerator.process_index, accelerator.num_processes)
         if num_workers > stream.rows.num_shards:
-            raise ValueError(
-                f"`--dataloader_num_workers` is {num_workers}, but the stream has {stream.rows.num_shards} files for each"
-                " process, which its workers share: lower it."
+            text = (
+                "{dataloader_num_workers} is {}, but the stream has {} files for each process, which its workers share:"
+                " lower it."
             )
+            raise ValueError(Message(text, num_workers, stream.rows.num_shards))
         self.loader = StatefulDataLoader(
             stream, batch_size, num_workers=num_workers, generator=torch.Generator(), collate_fn=_collate
         )
@@ -271,6 +271,7 @@ def load_image_stream(
     resolution: int | None = None,
     num_channels: int | None = None,
     num_levels: int | None = None,
+    num_spatial_dims: int | None = None,
     buffer_size: int = 10_000,
     seed: int = 0,
     preparation: Preparation = AS_STORED,
@@ -291,15 +292,16 @@ def load_image_stream(
     splits = load_splits(dataset_name, train_data_dir, dataset_config_name, cache_dir, streaming=True)
     split = held_out_split(splits, validation_split)
     if split is None:
-        raise ValueError("A stream needs a held-out split: name one by `--validation_split`, or leave out `--streaming`.")
+        raise ValueError(Message("A stream needs a held-out split: name one by {validation_split}, or leave out {streaming}."))
     features = splits["train"].features
     if features is None:
-        raise ValueError("The data set doesn't say what its columns are: leave out `--streaming`.")
+        raise ValueError(Message("The data set doesn't say what its columns are: leave out {streaming}."))
     image_column = find_image_column(features, image_column, label_column)
     if label_column is not None and not isinstance(features[label_column], ClassLabel):
-        raise ValueError(f"`--label_column` {label_column!r} of a stream must be a ClassLabel, which says how many there are.")
+        text = "{label_column} {!r} of a stream must be a ClassLabel, which says how many there are."
+        raise ValueError(Message(text, label_column))
     num_classes = None if label_column is None else features[label_column].num_classes
-    decoder = decoder_of(features[image_column], preparation)
+    decoder = decoder_of(features[image_column], preparation, num_spatial_dims)
     streams = {name: undecoded(rows, image_column) for name, rows in splits.items()}
     first, held_out = (
         inspect(_first(streams[name], number), name, image_column, decoder, skip_unreadable=skip_unreadable_images)
@@ -343,4 +345,4 @@ def _first(rows, number: int):
     try:
         return Dataset.from_list(list(rows.take(number)), features=rows.features)
     except Exception as error:  # whatever the Hub, a disk or a file of rows leads to
-        raise ValueError(f"The stream can't be read: {reason_of(error)}") from error
+        raise ValueError(f"The stream can't be read: {reason_of(root_cause(error))}") from error

@@ -1,25 +1,47 @@
-"""What a constructor takes, said once, by the annotations of its parameters, and held to before anything is built."""
+"""What a constructor or a dataclass takes, said once, by its annotations, and held to before anything is built."""
 
 import inspect
 import math
 import reprlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache, wraps
 from numbers import Integral, Real
 from types import NoneType, UnionType
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from .messages import Argument, Message
 
 
 @dataclass(frozen=True)
-class Within:
-    """For annotations such as `Annotated[int, Within(1, 100)]`: the least and the greatest value, both allowed."""
+class Limit:
+    """For annotations such as `Annotated[int, at_least(1)]`: what a number must be, in words and as a function."""
 
-    low: float
-    high: float
+    words: str
+    holds: Callable[[float], bool]
 
     def __str__(self) -> str:
-        return f"from {self.low:,} to {self.high:,}"
+        return self.words
+
+
+def at_least(low: float) -> Limit:
+    """That number or more, and finite."""
+    return Limit(f"at least {low:,}", lambda value: low <= value < math.inf)
+
+
+def at_most(high: float) -> Limit:
+    """That number or less."""
+    return Limit(f"at most {high:,}", lambda value: value <= high)
+
+
+def Within(low: float, high: float) -> Limit:
+    """From the least to the greatest, both allowed."""
+    return Limit(f"from {low:,} to {high:,}", lambda value: low <= value <= high)
+
+
+Count = Annotated[int, at_least(1)]
+Draws = Annotated[int, at_least(1), at_most(10**6)]
+Seed = Annotated[int, at_least(0), Limit("below 2^32", lambda value: value < 2**32)]
 
 
 def checked(function: Callable) -> Callable:
@@ -29,7 +51,7 @@ def checked(function: Callable) -> Callable:
     An `int` is no `bool`, a `float` may be an `int`, a `tuple` a `list`, as JSON has it; numbers may be NumPy's. Parameters
     without an annotation take anything.
 
-    Raises `TypeError` for another type, `ValueError` for a number that is not [`Within`] its limits.
+    Raises `TypeError` for another type, `ValueError` for a number beyond its limits.
     """
     signature = inspect.signature(function)
 
@@ -47,21 +69,42 @@ def checked(function: Callable) -> Callable:
     return with_checked_arguments
 
 
-def check_argument(name: str, value: object, annotation: Any) -> None:
-    """Raise `TypeError` or `ValueError`, as [`checked`] does, unless a value is what an annotation says."""
-    fitting = [member for member in _members(annotation) if _is_a(value, member)]
+def check_fields(instance: Any) -> None:
+    """Raise `TypeError` or `ValueError`, as [`checked`] does, for a field of a dataclass with a value that it can't have."""
+    hints = get_type_hints(type(instance), include_extras=True)
+    for field in fields(instance):
+        check_argument(Argument(field.name), getattr(instance, field.name), hints[field.name])
+
+
+def check_argument(name: str | Argument, value: object, annotation: Any) -> None:
+    """Raise `TypeError` or `ValueError`, as [`checked`] does, unless a value is what an annotation says.
+
+    Messages spell an `Argument` as their reader does, and a name as it stands, as configurations have it.
+    """
+    called = name if isinstance(name, Argument) else f"`{name}`"
+    fitting = [member for member in members(annotation) if _is_a(value, member)]
     if not fitting:
-        raise TypeError(f"`{name}` is {_shown(value)}, but must be {_described(annotation)}.")
+        raise TypeError(Message("{} is {}, but must be {}.", called, _shown(value), _described(annotation)))
     kind, *limits = _parts(fitting[0])
     for limit in limits:
-        if not limit.low <= value <= limit.high:
-            raise ValueError(f"`{name}` is {value}, but must be {limit}.")
+        if not limit.holds(value):
+            raise ValueError(Message("{} is {}, but must be {}.", called, value, limit))
     if isinstance(value, (tuple, list)) and get_args(kind):
         for i, (element, element_kind) in enumerate(zip(value, _element_kinds(kind, len(value)))):
-            check_argument(f"{name}[{i}]", element, element_kind)
+            check_argument(name if called is name else f"{name}[{i}]", element, element_kind)
 
 
-def _members(annotation: Any) -> Sequence[Any]:
+def is_allowed(value: object, annotation: Any) -> bool:
+    """Whether a value is what an annotation says."""
+    try:
+        check_argument("", value, annotation)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def members(annotation: Any) -> Sequence[Any]:
+    """The types that a union allows, or the one that the annotation is."""
     return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
 
 
@@ -78,6 +121,8 @@ def _element_kinds(kind: Any, length: int) -> Sequence[Any]:
 def _is_a(value: object, member: Any) -> bool:
     kind = _parts(member)[0]
     container = get_origin(kind)
+    if container is Literal:
+        return value in get_args(kind)
     if kind in (int, float):
         return isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
     if container is tuple:
@@ -95,10 +140,12 @@ def _shown(value: object) -> str:
 
 def _described(annotation: Any) -> str:
     descriptions = []
-    for member in _members(annotation):
+    for member in members(annotation):
         kind, *limits = _parts(member)
         if kind is NoneType:
             descriptions.append("None")
+        elif get_origin(kind) is Literal:
+            descriptions.append(f"one of {', '.join(get_args(kind))}")
         elif kind in (int, float):
             descriptions.append(" ".join(["a whole number" if kind is int else "a number", *map(str, limits)]))
         elif get_origin(kind) is tuple and get_args(kind)[-1] is not ...:
@@ -108,8 +155,3 @@ def _described(annotation: Any) -> str:
         else:
             descriptions.append(f"a {getattr(kind, '__name__', kind)}")
     return " or ".join(descriptions)
-
-
-def is_finite_number(value: object) -> bool:
-    """Whether it is a real number, neither a `bool` nor NaN nor infinite."""
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)

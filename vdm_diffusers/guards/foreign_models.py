@@ -19,6 +19,8 @@ from diffusers import ConfigMixin, DiffusionPipeline, ModelMixin
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from .loading import refused_as
+
 
 INDEX = "model_index.json"
 WEIGHTS = (".safetensors", ".bin")
@@ -28,24 +30,6 @@ MAX_TENSORS = 10_000
 """Of a model: the largest of diffusers have some thousands."""
 LIMITS = {"sample_size": 1 << 13, "num_train_timesteps": 10**6, "num_features": 1 << 20, "num_steps": 10**6}
 """Largest values of what costs memory without being weights, wherever a configuration has them."""
-
-
-@contextmanager
-def refused_as(what: str, remedy: str = "") -> Iterator[None]:
-    """Any error as a `ValueError` of one sentence, for code that reads what others wrote."""
-    try:
-        yield
-    except Exception as error:
-        raise ValueError(f"{what}: {reason_of(error)}{remedy and f' {remedy}'}") from error
-
-
-def reason_of(error: BaseException) -> str:
-    """The first line of what an error says, as a sentence."""
-    name, lines = type(error).__name__, str(error).strip().splitlines()
-    text = lines[0].strip() if lines else name
-    text = f"{name}: {text}" if isinstance(error, KeyError) else text
-    text = text if len(text) <= 300 else f"{text[:300]}…"
-    return text if text.endswith((".", "!", "?", "…")) else f"{text.rstrip(':,;')}."
 
 
 def check_pipeline(name: str | os.PathLike, cache_dir: str | None = None) -> Path:
@@ -143,12 +127,12 @@ def weights_limited(max_weights: int) -> Iterator[None]:
 
 @torch.no_grad()
 def check_denoiser(unet: ModelMixin, shape: Sequence[int]) -> None:
-    """Raise an error unless a denoiser takes a sample `(C, H, W)` and gives one, or two with variances; nothing is computed."""
+    """Raise an error unless a denoiser makes a sample `(C, *size)` of one, or two with variances; nothing is computed."""
     config = dict(unet.config) | {"_use_default_values": []}  # what is listed there `from_config` would leave out
     with torch.device("meta"):
         twin = type(unet).from_config(config).eval()
         num_classes = unet.config.get("num_class_embeds") or unet.config.get("num_embeds_ada_norm")
-        labels = torch.zeros(1, dtype=torch.long) if num_classes else None
-        output = twin(torch.zeros(1, *shape), torch.zeros(1), class_labels=labels, return_dict=False)[0]
+        condition = {"class_labels": torch.zeros(1, dtype=torch.long)} if num_classes else {}
+        output = twin(torch.zeros(1, *shape), torch.zeros(1), **condition, return_dict=False)[0]
     if output.shape[0] != 1 or output.shape[1] not in (shape[0], 2 * shape[0]) or tuple(output.shape[2:]) != tuple(shape[1:]):
         raise ValueError(f"Its denoiser makes {tuple(output.shape[1:])} of {tuple(shape)}.")

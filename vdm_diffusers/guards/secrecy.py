@@ -15,6 +15,8 @@ from urllib.parse import quote
 
 from huggingface_hub import get_token
 
+from .messages import Argument, Message
+
 
 REDACTED = "[secret]"
 SHORTEST, SHORTEST_OF_THE_ENVIRONMENT = 4, 8
@@ -34,8 +36,11 @@ def check_secret(name: str, value: str) -> None:
     """`ValueError`, without the value, unless it can be sent as a token."""
     if not value or not all("!" <= character <= "~" for character in value):
         raise ValueError(
-            f"`--{name}` is no token: it must have letters, digits and signs of ASCII alone, but is empty or has a space, a"
-            " line break or another character. Copy it again from https://huggingface.co/settings/tokens."
+            Message(
+                "{} is no token: it must have letters, digits and signs of ASCII alone, but is empty or has a space, a line"
+                " break or another character. Copy it again from https://huggingface.co/settings/tokens.",
+                Argument(name),
+            )
         )
 
 
@@ -44,11 +49,6 @@ def redacted(text: str) -> str:
     for form in sorted(_forms(), key=len, reverse=True):
         text = text.replace(form, REDACTED)
     return OF_THE_HUB.sub(REDACTED, text)
-
-
-def reason(error: BaseException) -> str:
-    """The first line of an error's message, or its name, without any secret."""
-    return (redacted(str(error)).strip() or type(error).__name__).splitlines()[0]
 
 
 def files_with_secrets(folder: Path) -> list[Path]:

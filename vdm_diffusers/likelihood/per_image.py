@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 
 from ..guards.loading import DataError
+from ..guards.messages import message_of
 from ..randomness import counted_generator
 
 
@@ -48,7 +49,7 @@ def for_each_image(
         try:
             results = _results(function, dataset, own, batch_size, device, _progress_bar(len(own), processes, description))
         except DataError as error:
-            results, failures = [], [str(error)]
+            results, failures = [], [message_of(error)]
     if processes is not None:
         results, failures = gather_object(results), gather_object(failures)
     if failures:

@@ -5,6 +5,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..guards.messages import Message
+from ..pictures import in_words
+
 
 Augmented = tuple[Tensor, Tensor | None]
 """Images `(B, C, H, W)` as they were or changed, and `(B, 1)` of the conditioning, if any."""
@@ -37,10 +40,13 @@ AUGMENTATIONS: dict[str, Callable[[Tensor], Augmented]] = {"none": unchanged, "f
 """By their names as options; their draws are of the global generator of the images' device."""
 
 
-def check_augmentation(augmentation: str, shape: tuple[int, int, int]) -> None:
-    """Raise `ValueError` for one that images of a shape `(C, H, W)` can't have."""
+def check_augmentation(augmentation: str, shape: tuple[int, ...]) -> None:
+    """Raise `ValueError` for one that samples of a shape `(C, *size)` can't have."""
+    if augmentation != "none" and len(shape) != 3:
+        message = "{augmentation} is {!r}, which is for images, but the data are {}."
+        raise ValueError(Message(message, augmentation, in_words(shape)))
     if augmentation == "paper" and shape[1] != shape[2]:
-        raise ValueError(f"`--augmentation paper` turns images, which must be square, but they are {shape[1]}×{shape[2]}.")
+        raise ValueError(Message("{augmentation:paper} turns images, which must be square, but they are {}×{}.", *shape[1:]))
 
 
 def _coin(images: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ..guards.messages import Message
 from ..noise_schedules import NoiseSchedule
 
 
@@ -23,9 +24,12 @@ def check_schedule(schedule: NoiseSchedule, step: int) -> None:
     slope = schedule.with_derivative((torch.arange(100, device=schedule.device) + 0.5) / 100)[1]
     if gamma_1 - gamma_0 < MIN_GAMMA_RANGE or not (slope.isfinite() & (slope > 0)).all():
         raise FloatingPointError(
-            f"The noise schedule has collapsed by step {step}: gamma runs from {gamma_0:.4g} to {gamma_1:.4g}, its derivative"
-            f" from {slope.min():.4g} to {slope.max():.4g}, but it must rise everywhere and by {MIN_GAMMA_RANGE} at least;"
-            " begin with a lower `--schedule_learning_rate` or with end points further apart."
+            Message(
+                "The noise schedule has collapsed by step {}: gamma runs from {:.4g} to {:.4g}, its derivative from {:.4g} to"
+                " {:.4g}, but it must rise everywhere and by {} at least; begin with a lower {schedule_learning_rate} or with"
+                " end points further apart.",
+                *(step, gamma_0, gamma_1, slope.min().item(), slope.max().item(), MIN_GAMMA_RANGE),
+            )
         )
 
 

@@ -15,11 +15,14 @@ from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 from ..class_names import labels_by_name
 from ..conditioning import num_classes
 from ..data.images import ImageData
-from ..guards.secrecy import files_with_secrets, reason
+from ..guards.loading import reason_of
+from ..guards.messages import Message
+from ..guards.secrecy import files_with_secrets
+from ..pictures import in_words
 from ..units import BITS_PER_DIM, Unit
 from ..vdm import VDM
 from .config import TrainingConfig
-from .output_files import CARD, CONFIG, NOISE_SCHEDULE, NOT_UPLOADED, SAMPLES, STAGING
+from .output_files import ARRAY_OF_SAMPLES, CARD, CONFIG, NOISE_SCHEDULE, NOT_UPLOADED, SAMPLES, STAGING
 from .resuming import FREE_OPTIONS
 
 
@@ -33,7 +36,7 @@ TEMPLATE = """---
 
 # {title}
 
-A [variational diffusion model](https://arxiv.org/abs/2107.00630) of {data}, {channels}×{height}×{width} {kind},
+A [variational diffusion model](https://arxiv.org/abs/2107.00630) of {data}, {shape} {kind},
 trained with vdm_diffusers{progress}.{preparation}
 
 | {unit} of {num_images} held-out images | |
@@ -43,7 +46,7 @@ trained with vdm_diffusers{progress}.{preparation}
 The bound is an estimate by the moving average of the weights, ± its standard error, over every one of these images
 {num_repeats} times. {source}
 
-![samples]({samples_file})
+{samples}
 
 {num_samples} samples in {num_inference_steps} steps, from the seed {seed}.
 
@@ -92,15 +95,12 @@ def save_model_card(folder: Path, config: TrainingConfig, data: ImageData, vdm: 
             `histogram_bits_per_dim` too.
     """
     name = config.hub_model_id or Path(config.output_dir).name
-    channels, height, width = data.shape
     gamma_0, gamma_1 = vdm.noise_schedule.chain(1).tolist()
     content = TEMPLATE.format(
         metadata=_metadata(name, config, data, metrics, vdm.unit),
         title=_plain(Path(name).name),
         data=_plain(data.name),
-        channels=channels,
-        height=height,
-        width=width,
+        shape=in_words(data.shape),
         kind=f"with {data.num_levels} levels" if vdm.unit is BITS_PER_DIM else "latents of an autoencoder",
         preparation=f" Its images were {data.preparation}: the figures are of images so prepared." if data.preparation else "",
         unit="bits per dimension" if vdm.unit is BITS_PER_DIM else "nats per dimension of the latents",
@@ -113,12 +113,12 @@ def save_model_card(folder: Path, config: TrainingConfig, data: ImageData, vdm: 
         classes=_classes(vdm),
         schedule=type(vdm.noise_schedule).__name__,
         schedule_file=NOISE_SCHEDULE,
-        samples_file=SAMPLES,
         config_file=CONFIG,
         gamma_0=gamma_0,
         gamma_1=gamma_1,
         options=json.dumps(_options_given(config), indent=2),
         **{key: metrics[key] for key in ("num_images", "num_repeats", "step")},
+        samples=f"![samples]({SAMPLES})" if len(data.shape) == 3 else f"`{ARRAY_OF_SAMPLES}` has, as an array in [0, 1],",
         **{key: getattr(config, key) for key in ("num_samples", "num_inference_steps", "seed")},
     )
     populate_model_card(ModelCard(content), ["variational-diffusion-model", TASK]).save(folder / CARD)
@@ -171,6 +171,7 @@ def evaluation_command(model: str, config: TrainingConfig, data: ImageData, metr
         "data_dir": config.train_data_dir,
         "image_column": config.image_column,
         "label_column": config.label_column,
+        "num_spatial_dims": config.num_spatial_dims,
         "split": config.validation_split,
         "max_images": None if all_used else metrics["num_images"],
         "num_timesteps": config.num_timesteps,
@@ -230,7 +231,7 @@ def check_token(config: TrainingConfig) -> str:
     try:
         return HfApi(token=config.hub_token).whoami()["name"]
     except Exception as error:
-        raise ValueError(f"`--push_to_hub` finds no one to upload for: {reason(error)} {LOG_IN}") from error
+        raise ValueError(Message("{push_to_hub} finds no one to upload for: {} {}", reason_of(error), LOG_IN)) from error
 
 
 def create_repository(config: TrainingConfig) -> str:
@@ -239,10 +240,11 @@ def create_repository(config: TrainingConfig) -> str:
     try:
         return HfApi(token=config.hub_token).create_repo(name, private=config.hub_private_repo, exist_ok=True).repo_id
     except Exception as error:
-        raise ValueError(f"`--push_to_hub` can't create {name!r} on the Hub: {reason(error)} {LOG_IN}") from error
+        message = "{push_to_hub} can't create {!r} on the Hub: {} {}"
+        raise ValueError(Message(message, name, reason_of(error), LOG_IN)) from error
 
 
-LOG_IN = "Log in with `hf auth login` or give `--hub_token`."
+LOG_IN = Message("Log in with `hf auth login` or give {hub_token}.")
 
 
 class Uploads:
@@ -274,7 +276,7 @@ class Uploads:
         """Why the last upload failed, if it did."""
         if self.under_way is None or not self.under_way.done() or self.under_way.exception() is None:
             return None
-        return reason(self.under_way.exception())
+        return reason_of(self.under_way.exception())
 
     def finish(self) -> None:
         """Upload the output folder; `RuntimeError` that says how to retry it if that fails."""
@@ -287,7 +289,7 @@ class Uploads:
             exclude = [part for pattern in _kept_back(self.folder) for part in ("--exclude", pattern)]
             command = shlex.join(["hf", "upload", self.repository, self.config.output_dir, ".", *exclude])
             raise RuntimeError(
-                f"The upload to {self.repository!r} failed: {reason(error)} Everything is in {self.config.output_dir!r};"
+                f"The upload to {self.repository!r} failed: {reason_of(error)} Everything is in {self.config.output_dir!r};"
                 f" upload it by `{command}`."
             ) from error
 

@@ -5,6 +5,7 @@ from functools import partial
 
 import torch
 
+from ..guards.messages import Message
 from ..vdm import VDM
 from .config import TrainingConfig
 
@@ -14,7 +15,7 @@ def adamw_8bit(groups: list[dict], **kwargs) -> torch.optim.Optimizer:
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError as error:
-        raise ValueError("`--optimizer adamw_8bit` needs bitsandbytes: `pip install bitsandbytes`.") from error
+        raise ValueError(Message("{optimizer:adamw_8bit} needs bitsandbytes: `pip install bitsandbytes`.")) from error
     return AdamW8bit(groups, **kwargs)
 
 

@@ -9,8 +9,12 @@ import torch
 from torch import nn
 from torch.utils.data import IterableDataset
 
+from ..conditioning import num_classes
 from ..data.checking import describe_unreadable
 from ..data.images import ImageData
+from ..denoisers import sample_shape
+from ..guards.messages import Message, refuse_if
+from ..pictures import in_words
 from ..vdm import VDM
 from .checkpoints.folders import find_checkpoints
 from .config import TrainingConfig
@@ -58,21 +62,24 @@ def steps_an_epoch(run: Run, data: ImageData) -> int:
     """The whole steps in an epoch; `ValueError` if there are fewer images than a step takes."""
     if len(data.train) < run.images_a_step:
         raise ValueError(
-            f"`--train_batch_size` {run.options['train_batch_size']} on {run.num_processes} processes, times"
-            f" `--gradient_accumulation_steps` {run.options['gradient_accumulation_steps']}, takes {run.images_a_step} images a"
-            f" step, but {data.name!r} has {len(data.train)}: lower it."
+            Message(
+                "{train_batch_size} {} on {} processes, times {gradient_accumulation_steps} {}, takes {} images a step, but"
+                " {!r} has {}: lower it.",
+                *(run.options["train_batch_size"], run.num_processes, run.options["gradient_accumulation_steps"]),
+                *(run.images_a_step, data.name, len(data.train)),
+            )
         )
     return len(data.train) // run.images_a_step
 
 
 def check_disk_space(config: TrainingConfig, needs: Needs) -> None:
     """`ValueError` unless there is room for what the run keeps."""
-    if needs.free_disk < needs.disk:
-        raise ValueError(
-            f"`--output_dir` {config.output_dir!r} is on a disk with {in_units(needs.free_disk)} free, but the run keeps"
-            f" {in_units(needs.disk)} there: a checkpoint takes {in_units(needs.checkpoint)}. Make room, or lower"
-            " `--checkpoints_total_limit`."
-        )
+    refuse_if(
+        needs.free_disk < needs.disk,
+        "{output_dir} {!r} is on a disk with {} free, but the run keeps {} there: a checkpoint takes {}. Make room, or lower"
+        " {checkpoints_total_limit}.",
+        *(config.output_dir, *map(in_units, (needs.free_disk, needs.disk, needs.checkpoint))),
+    )
 
 
 def describe_plan(
@@ -82,7 +89,6 @@ def describe_plan(
     needs = needs_of(config, vdm)
     state, whose = (needs.state / num_processes, "shards of ") if sharded else (needs.state, "")
     run = Run.of(config, data, num_processes)
-    channels, height, width = data.shape
     if isinstance(data.train, IterableDataset):
         train, epochs = "a stream", ""
     else:
@@ -91,7 +97,7 @@ def describe_plan(
     prepared = f", {data.preparation}" if data.preparation else ""
     left_out = f"; {describe_unreadable(data.unreadable)}" if data.unreadable else ""
     lines = {
-        "data": f"{data.name}: {train} to train on, {len(data.validation):,} held out; {channels}×{height}×{width},"
+        "data": f"{data.name}: {train} to train on, {len(data.validation):,} held out; {in_words(data.shape)},"
         f" {levels}, {'no' if data.num_classes is None else data.num_classes} classes{prepared}{left_out}",
         "denoiser": f"{type(vdm.unet).__name__}, {num_parameters(vdm.unet):,} parameters",
         "noise schedule": f"{type(vdm.noise_schedule).__name__}, {num_parameters(vdm.noise_schedule):,} parameters",
@@ -125,12 +131,10 @@ def activation_bytes(vdm: VDM, batch_size: int) -> int:
             kept[storage._cdata] = storage.nbytes()
         return tensor
 
-    config = vdm.unet.config
-    height, width = config.sample_size if isinstance(config.sample_size, (list, tuple)) else [config.sample_size] * 2
-    z_t = torch.zeros(1, config.in_channels, height, width, device="meta")
-    labels = None if config.get("num_class_embeds") is None else torch.zeros(1, dtype=torch.long, device="meta")
+    z_t = torch.zeros(1, *sample_shape(unet), device="meta")
+    condition = {} if num_classes(unet) is None else {"class_labels": torch.zeros(1, dtype=torch.long, device="meta")}
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        output = unet(z_t, torch.zeros(1, device="meta"), class_labels=labels, return_dict=False)[0]
+        output = unet(z_t, torch.zeros(1, device="meta"), **condition, return_dict=False)[0]
     del output
     return batch_size * sum(kept.values())
 

@@ -10,6 +10,7 @@ from typing import Any
 from ..class_names import check_same_classes
 from ..data.fingerprints import fingerprint, fingerprint_of_labels
 from ..data.images import ImageData
+from ..guards.messages import Message, refuse_if
 from .config import TrainingConfig, misfitting_options
 from .output_files import CONFIG
 
@@ -91,13 +92,14 @@ class DataIdentity:
         elif then.labels not in (UNKNOWN, self.labels):
             other = f"{then.name!r} with other labels than those of {self.name!r}"
         else:
-            origin = "the run that `--resume_from_checkpoint` goes on from"
+            origin = Message("the run that {resume_from_checkpoint} goes on from")
             check_same_classes(self.class_names, then.class_names, repr(self.name), origin)
             return
-        raise ValueError(
-            f"`--resume_from_checkpoint` goes on from a run on {other}: name that data set, or train the finished model on by"
-            " `--pretrained_model_name_or_path`."
+        message = (
+            "{resume_from_checkpoint} goes on from a run on {}: name that data set, or train the finished model on by"
+            " {pretrained_model_name_or_path}."
         )
+        raise ValueError(Message(message, other))
 
 
 @dataclass(frozen=True)
@@ -159,32 +161,35 @@ class Run:
         """
         self._check_can_go_on_from(then)
         differences = ", ".join(self._differences(then))
-        if differences and not allow_config_change:
-            raise ValueError(
-                f"`--resume_from_checkpoint` goes on from a run with other options: {differences}. Give it the options of that"
-                f" run, which its `{CONFIG}` holds, or go on with these by `--allow_config_change`."
-            )
+        refuse_if(
+            bool(differences) and not allow_config_change,
+            "{resume_from_checkpoint} goes on from a run with other options: {}. Give it the options of that run, which its"
+            " `{}` holds, or go on with these by {allow_config_change}.",
+            *(differences, CONFIG),
+        )
         self.data.check_same_as(then.data)
         return ([f"Options have changed: {differences}."] if differences else []) + self._redrawn(then)
 
     def _check_can_go_on_from(self, then: "Run") -> None:
         """`ValueError` for a run of another version or with another placement."""
-        if misfits := misfitting_options(then.options):
-            raise ValueError(
-                "`--resume_from_checkpoint` goes on from a run of another version of this program, or of none: here are no"
-                f" options {', '.join(f'--{name} {value!r}' for name, value in misfits.items())}. Train the finished model on"
-                " by `--pretrained_model_name_or_path`."
-            )
-        if then.placement is Placement.DEEPSPEED:
-            raise ValueError(
-                "`--resume_from_checkpoint` goes on from a run by DeepSpeed, which can't be resumed any more: train the"
-                " finished model on by `--pretrained_model_name_or_path`, sharded by FSDP if it is too large for one GPU."
-            )
-        if then.placement is not self.placement:
-            raise ValueError(
-                f"`--resume_from_checkpoint` goes on from a run whose model was {then.placement}, but here it is"
-                f" {self.placement}: launch it with the configuration of accelerate that it had."
-            )
+        misfits = misfitting_options(then.options)
+        refuse_if(
+            bool(misfits),
+            "{resume_from_checkpoint} goes on from a run of another version of this program, or of none: here are no options"
+            " {}. Train the finished model on by {pretrained_model_name_or_path}.",
+            ", ".join(f"{name}={value!r}" for name, value in misfits.items()),
+        )
+        refuse_if(
+            then.placement is Placement.DEEPSPEED,
+            "{resume_from_checkpoint} goes on from a run by DeepSpeed, which can't be resumed any more: train the finished"
+            " model on by {pretrained_model_name_or_path}, sharded by FSDP if it is too large for one GPU.",
+        )
+        refuse_if(
+            then.placement is not self.placement,
+            "{resume_from_checkpoint} goes on from a run whose model was {}, but here it is {}: launch it with the"
+            " configuration of accelerate that it had.",
+            *(then.placement, self.placement),
+        )
 
     def _differences(self, then: "Run") -> Iterator[str]:
         free = {*FREE_OPTIONS, *BATCHES}
@@ -195,7 +200,7 @@ class Run:
         for name, value in self.options.items():
             before = then.options.get(name, value)  # a checkpoint may be older than an option
             if name not in free and before != value:
-                yield f"--{name} {before} -> {value}"
+                yield f"{name} {before} -> {value}"
         if then.images_a_step != self.images_a_step:
             yield f"images a step {then.layout} -> {self.layout}"
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from ..guards.messages import Message
 from .output_files import LOCKS
 
 
@@ -47,9 +48,8 @@ class RunLock:
             raise ValueError(in_use(self.folder)) from None
         except (OSError, NotImplementedError) as error:
             self._held.close()
-            raise ValueError(
-                f"`--output_dir` {str(self.folder)!r} can't be locked: {error}. Name a folder that can be."
-            ) from error
+            message = "{output_dir} {!r} can't be locked: {}. Name a folder that can be."
+            raise ValueError(Message(message, str(self.folder), str(error))) from error
         return self
 
     def __exit__(self, *error) -> None:
@@ -67,14 +67,16 @@ def is_in_use(folder: Path) -> bool:
     return False
 
 
-def in_use(folder: Path) -> str:
+def in_use(folder: Path) -> Message:
     """The message for a folder that another run holds."""
     try:
         holder = json.loads((folder / LOCKS / "holder.json").read_text())
         whose = f", that of process {int(holder['pid'])} on {str(holder['host'])!r} or of what it has started"
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         whose = ""
-    return f"`--output_dir` {str(folder)!r} is in use by another run{whose}: wait for its end, or name another folder."
+    return Message(
+        "{output_dir} {!r} is in use by another run{}: wait for its end, or name another folder.", str(folder), whose
+    )
 
 
 def is_lock(path: Path) -> bool:

@@ -20,6 +20,7 @@ from ..data.images import ImageData
 from ..data.streaming import ImageStream, StreamLoader
 from ..figures import save_noise_schedule
 from ..guards.loading import DataError
+from ..guards.messages import Message, message_of
 from ..guards.secrecy import redacted
 from ..likelihood.bound import VariationalBound, variational_bound
 from ..randomness import counted_generator
@@ -193,7 +194,7 @@ class Trainer:
         try:
             taken = list(islice(batches, number)) if stream is None else stream.take(number)
         except DataError as error:
-            problem = str(error)
+            problem = message_of(error)
         if stream is not None:
             self._note_unreadable(stream.unreadable)
             stream.unreadable.clear()
@@ -249,9 +250,8 @@ class Trainer:
             checkpoint = latest_checkpoint(self.output_dir)
             resume = "There is no checkpoint yet" if checkpoint is None else f"The last good checkpoint is {checkpoint}"
             step = self.history.step - len(rows) + 1 + bad
-            raise FloatingPointError(
-                f"The loss or its gradient is not finite at step {step}. {resume}; go on with a lower `--learning_rate`."
-            )
+            message = "The loss or its gradient is not finite at step {}. {}; go on with a lower {learning_rate}."
+            raise FloatingPointError(Message(message, step, resume))
         self.history.window += rows.tolist()
 
     def _log(self) -> None:
@@ -349,7 +349,7 @@ class Trainer:
 
     def _stop(self, number: signal.Signals) -> None:
         self._leave_checkpoint()
-        raise TrainingStopped(f"{number.name} at step {self.history.step}: {self._way_on()}")
+        raise TrainingStopped(Message("{} at step {}: {}", number.name, self.history.step, self._way_on()))
 
     def _leave_checkpoint(self) -> None:
         """Write the checkpoint with which a run ends early."""
@@ -364,10 +364,11 @@ class Trainer:
             yield
         except DataError as error:
             self._leave_checkpoint()
-            raise DataError(f"{error} {self._way_on()}") from error
+            raise DataError(Message("{} {}", error, self._way_on())) from error
 
-    def _way_on(self) -> str:
-        return f"{CHECKPOINT}{self.history.step} is written, go on from it by `--resume_from_checkpoint latest`."
+    def _way_on(self) -> Message:
+        checkpoint = f"{CHECKPOINT}{self.history.step}"
+        return Message("{} is written, go on from it by {resume_from_checkpoint:latest}.", checkpoint)
 
     def _note_unreadable(self, sentences: Sequence[str]) -> None:
         """List images that were left out, in the run's folder, and the first of them on the terminal."""
@@ -388,7 +389,7 @@ class Trainer:
         except Exception as error:  # whatever a forged or foreign file leads to, on any of the processes
             failure = unusable(error)
         if failures := [failure for failure in gather_object([failure]) if failure is not None]:
-            raise ValueError(f"{checkpoint} {failures[0]}")
+            raise ValueError(Message("{} {}", checkpoint, failures[0]))
         if not same_processes:
             set_seed((self.config.seed + 1_000_003 * self.history.step) % 2**31, device_specific=True)
 

@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from safetensors import SafetensorError
 
+from ...guards.messages import Message
 from ..output_files import CHECKPOINT
 from ..resuming import Run
 from .files import MANIFEST
@@ -91,22 +92,25 @@ def latest_checkpoint(output_dir: Path) -> Path | None:
 
 
 def find_checkpoint(name: str, output_dir: Path) -> Path:
-    """The verified checkpoint that `--resume_from_checkpoint` means: a folder, or `"latest"`.
+    """The verified checkpoint that `resume_from_checkpoint` means: a folder, or `"latest"`.
 
     Raises `ValueError` if there is none, or if the folder named is damaged.
     """
     checkpoint = latest_checkpoint(output_dir) if name == "latest" else _checkpoint_at(Path(name))
     if checkpoint is None or not checkpoint.is_dir() or not NAME.fullmatch(checkpoint.name):
         raise ValueError(
-            f"`--resume_from_checkpoint` is {name!r}, but there is no such checkpoint; `--output_dir` {str(output_dir)!r} holds"
-            f" {[folder.name for folder in find_checkpoints(output_dir)]}. Leave it out to start anew, with"
-            " `--overwrite_output_dir` where a run is to be replaced."
+            Message(
+                "{resume_from_checkpoint} is {!r}, but there is no such checkpoint; {output_dir} {!r} holds {}. Leave it out to"
+                " start anew, with {overwrite_output_dir} where a run is to be replaced.",
+                *(name, str(output_dir), [folder.name for folder in find_checkpoints(output_dir)]),
+            )
         )
     if name != "latest":
         try:
             verify_checkpoint(checkpoint)
         except ValueError as damage:
-            raise ValueError(f"`--resume_from_checkpoint`: {damage}; `latest` takes the newest that is whole.") from None
+            message = "{resume_from_checkpoint}: {}; `latest` takes the newest that is whole."
+            raise ValueError(Message(message, str(damage))) from None
     return checkpoint
 
 

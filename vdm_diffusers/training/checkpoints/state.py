@@ -12,14 +12,15 @@ from diffusers.training_utils import EMAModel
 from torch.distributed.checkpoint.stateful import Stateful
 from torch.optim.lr_scheduler import LRScheduler
 
+from ...guards.messages import Message
 from ..placement.whole import Replicated
 from . import earlier
 from .files import STATE, random_states
 
 
-REFUSED = (
+REFUSED = Message(
     "is refused: it holds something other than tensors and plain values, which could run anything. Go on from a checkpoint that"
-    " you trust, or train the finished model on by `--pretrained_model_name_or_path`."
+    " you trust, or train the finished model on by {pretrained_model_name_or_path}."
 )
 OF_ANOTHER_MODEL = ("size mismatch", "missing key", "unexpected key", "parameter group")
 """What torch's messages contain when weights or an optimiser's state don't fit the model."""
@@ -76,7 +77,7 @@ class RunState:
             _set_random_states(states, self.accelerator.device)
 
 
-def unusable(error: Exception) -> str:
+def unusable(error: Exception) -> str | Message:
     """Why a checkpoint could not be loaded, as the rest of a sentence that begins with its name."""
     if isinstance(error, pickle.UnpicklingError):
         return REFUSED

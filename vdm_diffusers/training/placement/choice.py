@@ -5,6 +5,7 @@ import os
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
+from ...guards.messages import refuse_if
 from ...vdm import VDM
 from ..config import TrainingConfig
 from ..resuming import Placement
@@ -39,17 +40,17 @@ def check_placement(accelerator: Accelerator, config: TrainingConfig) -> None:
         return
     if not accelerator.is_fsdp2:
         raise _not_supported("FSDP version 1")
-    refused = refused_by_fsdp(accelerator) | {
-        "--mixed_precision fp16": config.mixed_precision == "fp16",
-        "--optimizer adamw_8bit": config.optimizer == "adamw_8bit",
-        "--torch_compile": config.torch_compile,
+    refused = {f"`{name}`": is_on for name, is_on in refused_by_fsdp(accelerator).items()} | {
+        "{mixed_precision:fp16}": config.mixed_precision == "fp16",
+        "{optimizer:adamw_8bit}": config.optimizer == "adamw_8bit",
+        "{torch_compile}": config.torch_compile,
     }
-    if found := [f"`{option}`" for option, present in refused.items() if present]:
-        raise ValueError(f"A model that FSDP divides can't be trained with {', '.join(found)}: leave it out.")
+    found = ", ".join(name for name, is_on in refused.items() if is_on)
+    refuse_if(bool(found), f"A model that FSDP divides can't be trained with {found}: leave it out.")
 
 
 def _not_supported(library: str) -> ValueError:
     return ValueError(
-        f"accelerate is configured for {library}, but only FSDP version 2 divides a model here: launch with `--config_file"
-        " docs/accelerate/fsdp.yaml`, or with `docs/accelerate/one_machine.yaml` if the model fits on each GPU."
+        f"accelerate is configured for {library}, but only FSDP version 2 divides a model here: launch with the configuration"
+        " `docs/accelerate/fsdp.yaml`, or with `docs/accelerate/one_machine.yaml` if the model fits on each GPU."
     )
