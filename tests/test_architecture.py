@@ -14,7 +14,7 @@ PACKAGE = Path(vdm_diffusers.__file__).parent
 ORDER = (
     "precision", "units", "randomness", "gaussian", "weightings", "timestep_maps", "guards", "pictures", "command_line",
     "noise_schedules",
-    "unet_vdm", "autoencoders", "denoisers", "class_names", "conditioning",
+    "unet_vdm", "autoencoders", "class_names", "conditioning", "denoisers",
     "scheduling", "scheduling_vdm", "vdm", "pixel_space", "probability_flow", "pipeline_vdm",
     "figures", "likelihood", "data", "training",
     "convert", "feature_distances", "fid", "evaluate", "train",
@@ -73,6 +73,12 @@ def test_there_is_no_circle():
     while free := {name for name, needed in left.items() if not needed & left.keys()}:
         left = {name: needed for name, needed in left.items() if name not in free}
     assert not left, f"circles among {sorted(left)}"
+
+
+def test_few_modules_know_what_a_condition_is():
+    """The denoiser, what understands conditions, and where users name classes; all others hand a condition on."""
+    knowing = {name for name, path in MODULES.items() if "class_labels" in path.read_text()}
+    assert {"conditioning", "unet_vdm", "vdm", "pipeline_vdm"} <= knowing and len(knowing) <= 6, sorted(knowing)
 
 
 def test_no_room_is_named_like_a_pipeline_of_diffusers():

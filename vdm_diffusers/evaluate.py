@@ -29,8 +29,9 @@ from .data.checking import describe_unreadable
 from .data.decoding import CONVERSIONS, Preparation
 from .data.images import ImageData, load_images
 from .data.matching import check_images
+from .denoisers import check_denoiser
 from .figures import check_figure_path, save_loss_profiles
-from .guards.foreign_models import check_denoiser, check_pipeline, refused_as
+from .guards.foreign_models import check_pipeline, refused_as
 from .guards.secrecy import guarded_output
 from .likelihood.bound import variational_bound
 from .likelihood.ddpm_bound import DDPM, VARIANCE_TYPES, ddpm_bound

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from . import gaussian
 from .autoencoders import encode, scale_to_unit
 from .class_names import in_order
-from .conditioning import check_class_labels, num_classes
-from .denoisers import check_denoiser, sample_shape
+from .conditioning import Condition, as_condition, check_condition, num_classes
+from .denoisers import sample_shape
 from .guards.arguments import Within, checked
 from .guards.loading import loading
 from .noise_schedules import NoiseSchedule, TableSchedule
@@ -87,7 +87,7 @@ class VDM(nn.Module):
     Prepare it with Accelerate as a whole: the schedule's parameters are reached only through this module's `forward`.
 
     Args:
-        unet (`nn.Module`): The denoiser, called as `unet(z_t, timestep, class_labels=..., return_dict=False)[0]`: a
+        unet (`nn.Module`): The denoiser, called as `unet(z_t, timestep, return_dict=False, **condition)[0]`: a
             [`VDMUNet2DModel`], a [`~diffusers.UNet2DModel`], a [`~diffusers.DiTTransformer2DModel`], ...
         noise_schedule ([`NoiseSchedule`]): Fixed or learnable.
         prediction_type (`str`, defaults to `"epsilon"`): What the denoiser estimates: `"epsilon"`, `"sample"`, `"score"` or
@@ -124,7 +124,6 @@ class VDM(nn.Module):
         class_names: Sequence[str] | None = None,
     ):
         super().__init__()
-        check_denoiser(unet)
         gaussian.check_prediction_type(prediction_type)
         check_weighting(weighting)
         if class_names is not None and len(class_names) != num_classes(unet):
@@ -157,41 +156,43 @@ class VDM(nn.Module):
     def forward(
         self,
         images: Tensor,
-        class_labels: Tensor | None = None,
+        condition: Condition | Tensor | None = None,
         times: Tensor | None = None,
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
-        conditioning: Tensor | None = None,
+        class_labels: Tensor | None = None,
     ) -> VDMLoss:
         """
         Args:
             images (`Tensor` of shape `(B, C, H, W)`): Integers in `[0, num_levels)`, of an integer dtype; or real-valued data,
                 such as latents, if it is them that are modelled.
-            class_labels (`Tensor` of shape `(B,)`, *optional*): Passed on to the denoiser.
+            condition (`dict[str, Tensor]`, *optional*): What the denoiser is told besides, by its keywords, a row for each
+                image. Labels of classes may be given by themselves, here or as `class_labels`.
             times (`Tensor` of shape `(B,)`, *optional*): One time in [0, 1] an image. Defaults to [`stratified_times`].
             noise (`Tensor` of shape `(2, B, C, H, W)`, *optional*): Standard normal, for `z_0` and for `z_t`, shaped as images
                 or latents.
             generator (`torch.Generator`, *optional*): Source of `times` and `noise` where they aren't given; defaults to the
                 global one of their device.
-            conditioning (`Tensor` of shape `(B, conditioning_dim)`, *optional*): Passed on to the denoiser.
+            class_labels (`Tensor` of shape `(B,)`, *optional*): Short for `condition={"class_labels": class_labels}`.
 
         Returns:
             [`VDMLoss`], in float32 at least.
 
         Raises:
             `TypeError` and `ValueError`: for images as [`~VDM.scale`] refuses them or of another size than the denoiser's, for
-            `class_labels`, `times` and `noise` of another shape; on the CPU, where looking costs nothing, also for labels that
-            the denoiser doesn't know and times outside [0, 1].
+            a condition as [`check_condition`] refuses it, for `times` and `noise` of another shape; on the CPU, where looking
+            costs nothing, also for times outside [0, 1].
         """
         x = self.scale(images, generator)
         self._check_shape(images, x)
-        check_class_labels(class_labels, len(x), self.unet)
+        condition = as_condition(condition, class_labels)
+        check_condition(condition, len(x), self.unet)
         if times is None:
             times = stratified_times(torch.rand((), generator=generator, device=x.device), len(x))
         if noise is None:
             noise = torch.randn(2, *x.shape, generator=generator, device=x.device, dtype=x.dtype)
         _check_draws(times, noise, x)
-        diffusion, weight = self._weighted_diffusion(x, times, noise[1], class_labels, conditioning)
+        diffusion, weight = self._weighted_diffusion(x, times, noise[1], condition)
         return VDMLoss(
             prior=self.prior(x),
             reconstruction=self.reconstruction(images, noise[0]),
@@ -305,14 +306,7 @@ class VDM(nn.Module):
         reach = (math.sqrt(1 + 8 * negligible * float(width) ** 2) - 1) / 2
         return math.ceil(reach) if reach < self.num_levels else self.num_levels  # so also when it is not a number
 
-    def diffusion(
-        self,
-        x: Tensor,
-        times: Tensor,
-        eps: Tensor,
-        class_labels: Tensor | None = None,
-        conditioning: Tensor | None = None,
-    ) -> Tensor:
+    def diffusion(self, x: Tensor, times: Tensor, eps: Tensor, condition: Condition | None = None) -> Tensor:
         """Denoising matching at `z_t = alpha_t x + sigma_t eps`, `(B,)`, in nats: its expectation over `times` is the term.
 
         `½ γ'(t) ||eps - eps_hat||²` in continuous time (section 5), `½ T expm1(γ(t) - γ(s)) ||eps - eps_hat||²` for T steps
@@ -324,15 +318,13 @@ class VDM(nn.Module):
         (appendix I.2): image by image, `∇L² = 2 L ∇L`, from the same backward pass. With a weighting, L is the weighted
         estimate `w L` throughout.
         """
-        return self._weighted_diffusion(x, times, eps, class_labels, conditioning)[0]
+        return self._weighted_diffusion(x, times, eps, condition)[0]
 
-    def _weighted_diffusion(
-        self, x: Tensor, times: Tensor, eps: Tensor, class_labels: Tensor | None, conditioning: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    def _weighted_diffusion(self, x: Tensor, times: Tensor, eps: Tensor, condition: Condition | None) -> tuple[Tensor, Tensor]:
         """The term and the weight of its noise level, each `(B,)`."""
         gamma_t, factor, scale_interior = self._noise_level(times)
         z_t = gaussian.diffuse(x, eps, gamma_t)
-        output = self.denoise(z_t, gamma_t, class_labels, conditioning)
+        output = self.denoise(z_t, gamma_t, condition)
         error = gaussian.target(self.prediction_type, x, eps, gamma_t) - output
         factor = factor * gaussian.epsilon_error_scale(self.prediction_type, gamma_t) ** 2
         loss, weight = factor * (error**2).flatten(1).sum(1), WEIGHTINGS[self.weighting](gamma_t)
@@ -353,17 +345,14 @@ class VDM(nn.Module):
         gamma_s, gamma_t = self.noise_schedule(torch.stack([i - 1, i]) / self.num_timesteps)
         return gamma_t, self.num_timesteps * gaussian.denoising_kl_weight(gamma_s, gamma_t)
 
-    def denoise(
-        self, z_t: Tensor, gamma_t: Tensor, class_labels: Tensor | None = None, conditioning: Tensor | None = None
-    ) -> Tensor:
+    def denoise(self, z_t: Tensor, gamma_t: Tensor, condition: Condition | None = None) -> Tensor:
         """The denoiser's output at `z_t` `(B, C, H, W)` of noise level `gamma_t` `(B,)`, in the dtype of `z_t`.
 
         The further channels of one that also learns variances, as in Improved DDPM, are left out: here they are the schedule's.
         """
-        kwargs = {} if conditioning is None else {"conditioning": conditioning}
         timestep = self.timestep_map(gamma_t)
         sample = z_t.to(compute_dtype(self.unet, z_t.dtype))
-        output = self.unet(sample, timestep, class_labels=class_labels, return_dict=False, **kwargs)[0]
+        output = self.unet(sample, timestep, return_dict=False, **(condition or {}))[0]
         return output[:, : z_t.shape[1]].to(z_t.dtype)
 
     def to_scheduler(self) -> VDMScheduler:

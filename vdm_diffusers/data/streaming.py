@@ -11,6 +11,7 @@ from accelerate.utils import gather_object, send_to_device
 from torch import Tensor
 from torch.utils.data import IterableDataset, default_collate
 
+from ..conditioning import LABELS
 from ..guards.loading import DataError
 from ..pictures import UnsuitableImage
 from .checking import (
@@ -176,7 +177,7 @@ class ImageStream(IterableDataset):
         label = row[self.label_column]
         if problem := label_problem(label, self.num_classes):
             raise UnsuitableImage(f"`--label_column` {self.label_column!r} {problem}")
-        return {"images": pixels, "class_labels": label}
+        return {"images": pixels, LABELS: label}
 
     def _with_left_out(self, item: dict) -> dict:
         left_out, self.left_out = self.left_out, []

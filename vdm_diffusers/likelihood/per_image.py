@@ -10,13 +10,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 
+from ..conditioning import Condition, split_batch, to_device
 from ..guards.loading import DataError
 from ..randomness import counted_generator
 
 
-Function = Callable[[Tensor, Tensor | None, Tensor], Tensor]
-"""`function(images, class_labels, indices)` of a batch `(B, C, H, W)`, its labels if there are any, and its indices `(B,)` in
-the data set, to a tensor `(B, ...)`."""
+Function = Callable[[Tensor, Condition, Tensor], Tensor]
+"""`function(images, condition, indices) -> (B, ...)` of a batch `(B, *shape)`, its condition, and its places `(B,)` in the data
+set."""
 
 
 def for_each_image(
@@ -61,9 +62,9 @@ def _results(
 ) -> list[Tensor]:
     results, start = [], 0
     for batch in DataLoader(Subset(dataset, indices), batch_size, generator=torch.Generator()):  # not the global generator
-        images, labels = batch["images"].to(device), batch.get("class_labels")
+        images, condition = split_batch(batch)
         rows = torch.tensor(indices[start : start + len(images)])
-        results.append(function(images, None if labels is None else labels.to(device), rows).cpu().double())
+        results.append(function(images.to(device), to_device(condition, device), rows).cpu().double())
         start += len(images)
         progress.update(len(images))
     progress.close()

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..conditioning import Condition
 from ..precision import highest_precision
 from ..vdm import VDM
 from .dequantization import DEQUANTIZATIONS
@@ -32,7 +33,7 @@ class LogLikelihood(NamedTuple):
 def log_likelihood(
     vdm: VDM,
     images: Tensor,
-    class_labels: Tensor | None = None,
+    condition: Condition | None = None,
     dequantization: str = "decoder",
     num_importance_samples: int = 1,
     trace: str = "rademacher",
@@ -50,7 +51,7 @@ def log_likelihood(
     Args:
         vdm ([`VDM`]): Of which the denoiser, the prediction type, the end points of the schedule and `num_levels` count.
         images (`Tensor` of shape `(B, C, H, W)`): Integers in `[0, num_levels)`, of an integer dtype.
-        class_labels (`Tensor` of shape `(B,)`, *optional*): Passed on to the denoiser.
+        condition (`Condition`, *optional*): What the denoiser is told besides.
         dequantization (`str`, defaults to `"decoder"`): A key of `DEQUANTIZATIONS`.
         num_importance_samples (`int`, defaults to 1): K, each with a trajectory and a probe of its own.
         trace (`str`, defaults to `"rademacher"`): One of `TRACES`; with a probe, one for the whole trajectory.
@@ -66,7 +67,7 @@ def log_likelihood(
     for _ in range(num_importance_samples):
         z_0, log_weight = DEQUANTIZATIONS[dequantization](vdm, images, _draw(torch.rand, images, generator))
         divergence = exact if trace == "exact" else hutchinson(_probe(trace, images, generator))
-        flow = integrate(vdm, z_0, *vdm.noise_schedule.end_points(), class_labels, divergence, tolerance)
+        flow = integrate(vdm, z_0, *vdm.noise_schedule.end_points(), condition, divergence, tolerance)
         log_prior = -0.5 * (flow.z**2 + math.log(2 * math.pi)).flatten(1).sum(1)
         log_weights.append(log_prior + flow.log_det + log_weight)
         num_evaluations += flow.num_evaluations.cpu()

@@ -10,7 +10,8 @@ from diffusers import ModelMixin
 from ..autoencoders import have_same_latents
 from ..class_names import check_same_classes
 from ..data.images import ImageData
-from ..guards.foreign_models import check_denoiser, check_pipeline, check_sizes, refused_as, weights_limited
+from ..denoisers import check_denoiser
+from ..guards.foreign_models import check_pipeline, check_sizes, refused_as, weights_limited
 from ..noise_schedules import NOISE_SCHEDULES, LearnedChainSchedule, NoiseSchedule
 from ..unet_vdm import VDMUNet2DModel
 from ..vdm import VDM

@@ -9,8 +9,10 @@ import torch
 from torch import nn
 from torch.utils.data import IterableDataset
 
+from ..conditioning import trial_condition
 from ..data.checking import describe_unreadable
 from ..data.images import ImageData
+from ..denoisers import sample_shape
 from ..vdm import VDM
 from .checkpoints.folders import find_checkpoints
 from .config import TrainingConfig
@@ -127,12 +129,9 @@ def activation_bytes(vdm: VDM, batch_size: int) -> int:
             kept[storage._cdata] = storage.nbytes()
         return tensor
 
-    config = vdm.unet.config
-    height, width = config.sample_size if isinstance(config.sample_size, (list, tuple)) else [config.sample_size] * 2
-    z_t = torch.zeros(1, config.in_channels, height, width, device="meta")
-    labels = None if config.get("num_class_embeds") is None else torch.zeros(1, dtype=torch.long, device="meta")
+    z_t, condition = torch.zeros(1, *sample_shape(unet), device="meta"), trial_condition(unet, "meta")
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        output = unet(z_t, torch.zeros(1, device="meta"), class_labels=labels, return_dict=False)[0]
+        output = unet(z_t, torch.zeros(1, device="meta"), return_dict=False, **condition)[0]
     del output
     return batch_size * sum(kept.values())
 
