@@ -41,7 +41,7 @@ def gaussian_vdm(schedule=None, prediction_type="epsilon", **kwargs) -> VDM:
 def expected_diffusion(vdm: VDM, t: float) -> torch.Tensor:
     """The exact expectation over data and noise of the diffusion term at one time."""
     x, eps = cubature()
-    return vdm.diffusion(x, torch.full((len(x),), t, dtype=torch.float64), eps).mean()
+    return vdm.diffusion(x, vdm.noise_level(torch.full((len(x),), t, dtype=torch.float64)), eps).mean()
 
 
 def quadrature() -> list[tuple[float, float]]:
@@ -75,7 +75,7 @@ def test_times_of_a_discrete_chain_are_rounded_up_to_its_steps(t, step, dtype):
     """t = 0, which stratified times contain, is of the first step as all of (0, 1/T] is."""
     vdm = gaussian_vdm(num_timesteps=7)
     x, eps = cubature()
-    measured = vdm.diffusion(x, torch.full((len(x),), t, dtype=dtype), eps).mean()
+    measured = vdm.diffusion(x, vdm.noise_level(torch.full((len(x),), t, dtype=dtype)), eps).mean()
     gamma_s, gamma_t = vdm.noise_schedule.chain(7)[step - 1 : step + 1]
     expected = 7 * discrete_diffusion_loss(torch.stack([gamma_s, gamma_t]))
     torch.testing.assert_close(measured, expected, rtol=1e-9 if dtype == torch.float64 else 1e-5, atol=0)
@@ -167,7 +167,8 @@ def test_reconstruction_term_is_the_decoder_s_cross_entropy(num_levels, gamma_0,
 def test_prediction_types_of_one_denoiser_give_one_loss():
     x, eps = cubature()
     times = torch.linspace(0, 1, len(x), dtype=torch.float64)
-    losses = [gaussian_vdm(prediction_type=name).diffusion(x, times, eps) for name in PREDICTIONS]
+    models = [gaussian_vdm(prediction_type=name) for name in PREDICTIONS]
+    losses = [vdm.diffusion(x, vdm.noise_level(times), eps) for vdm in models]
     for loss in losses[1:]:
         torch.testing.assert_close(loss, losses[0], rtol=1e-9, atol=1e-12)
 
@@ -209,7 +210,7 @@ def test_forward_adds_up_its_terms_in_bits():
     x = (images.float() + 0.5) / 8 - 1
     torch.testing.assert_close(loss.prior, vdm.prior(x))
     torch.testing.assert_close(loss.reconstruction, vdm.reconstruction(images, noise[0]))
-    torch.testing.assert_close(loss.diffusion, vdm.eval().diffusion(x, times, noise[1]), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(loss.diffusion, vdm.eval().diffusion(x, vdm.noise_level(times), noise[1]), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(
         loss.bits_per_dim, (loss.prior + loss.reconstruction + loss.diffusion) / math.log(2) / (2 * 6 * 6)
     )

@@ -48,7 +48,7 @@ class NoiseSchedule(FullPrecisionModule, ModelMixin, PlainConfigMixin, ABC):
 
     def __init_subclass__(cls, **kwargs) -> None:
         super().__init_subclass__(**kwargs)
-        for name in ("forward", "with_derivative", "with_separate_gradients"):
+        for name in ("forward", "with_derivative", "with_interior"):
             if name in vars(cls):
                 setattr(cls, name, in_full_precision(vars(cls)[name]))
         if not any(getattr(getattr(cls, name, None), "__isabstractmethod__", False) for name in dir(cls)):
@@ -111,15 +111,14 @@ class NoiseSchedule(FullPrecisionModule, ModelMixin, PlainConfigMixin, ABC):
         """`(gamma(t), dgamma/dt)`, both shaped as `t`, by forward-mode differentiation."""
         return _with_derivative(self.forward, t)
 
-    def with_separate_gradients(self, t: Tensor) -> tuple[Tensor, Tensor, Callable[[Tensor], None]]:
+    def with_interior(self, t: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         """
-        As [`~NoiseSchedule.with_derivative`], and a function that scales the gradients of what lies between the end points.
+        As [`~NoiseSchedule.with_derivative`], and the tensors, shaped as `t`, through which both depend on what lies between
+        the end points: a gradient scaled there is scaled for the interior, not for the end points.
 
-        Called before the backward pass with a factor shaped as `t`, it multiplies what flows from each time into the parameters
-        of the interior, and leaves alone what flows into the end points. Here it does nothing: a schedule whose end points are
-        not parameters of their own can't tell the two apart.
+        There are none unless the end points are parameters of their own.
         """
-        return *self.with_derivative(t), lambda factor: None
+        return *self.with_derivative(t), ()
 
     def fix_end_points(self) -> None:
         """Learn nothing but the interior from now on; `ValueError` where the end points are not parameters of their own."""
@@ -236,21 +235,15 @@ class PinnedSchedule(NoiseSchedule, ABC):
         return self._between_end_points(((inside - start) / (end - start)).reshape(t.shape))
 
     def with_derivative(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        return self.with_separate_gradients(t)[:2]
+        return self.with_interior(t)[:2]
 
-    def with_separate_gradients(self, t: Tensor) -> tuple[Tensor, Tensor, Callable[[Tensor], None]]:
+    def with_interior(self, t: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         # apart from the slope, which may be infinite at an end of the curve: its gradient would be NaN, times 0
         start, end = self.curve(torch.linspace(0, 1, 2, dtype=t.dtype, device=t.device)).unbind()
         curve, slope = self.curve_with_slope(t.flatten())
         rise = end - start
         progress, rate = ((curve - start) / rise).reshape(t.shape), (slope / rise).reshape(t.shape)
-
-        def scale_interior(factor: Tensor) -> None:
-            for tensor in (progress, rate):
-                if tensor.requires_grad:
-                    tensor.register_hook(lambda gradient: gradient * factor)
-
-        return self._between_end_points(progress), (self.gamma_1 - self.gamma_0) * rate, scale_interior
+        return self._between_end_points(progress), (self.gamma_1 - self.gamma_0) * rate, (progress, rate)
 
     def _between_end_points(self, progress: Tensor) -> Tensor:
         return (1 - progress) * self.gamma_0 + progress * self.gamma_1

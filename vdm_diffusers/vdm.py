@@ -3,7 +3,7 @@
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
@@ -80,6 +80,20 @@ class VDMLoss(NamedTuple):
         return (self.prior + self.reconstruction + self.weight * self.diffusion) / self.nats_in_unit
 
 
+class NoiseLevel(NamedTuple):
+    """Where the diffusion term is estimated.
+
+    Attributes:
+        gamma (`Tensor` of shape `(B,)`): `gamma_t`.
+        factor (`Tensor` of shape `(B,)`): That of `||eps - eps_hat||²` in the bound, in nats.
+        interior (`tuple[Tensor, ...]`): Each `(B,)`; see [`~NoiseSchedule.with_interior`].
+    """
+
+    gamma: Tensor
+    factor: Tensor
+    interior: tuple[Tensor, ...] = ()
+
+
 class VDM(nn.Module):
     r"""
     A variational diffusion model: what is trained, as one module.
@@ -137,7 +151,6 @@ class VDM(nn.Module):
         self.num_levels = num_levels
         self.num_timesteps = num_timesteps
         self.timestep_map = timestep_map or AffineTimesteps(noise_schedule.gamma_min, noise_schedule.gamma_max)
-        self._num_reads = 0
         self.weighting = weighting
         self.class_names = None if class_names is None else list(class_names)
         self.__dict__["vae"] = vae  # not registered: a frozen model belongs neither to the parameters nor to checkpoints
@@ -192,15 +205,19 @@ class VDM(nn.Module):
         if noise is None:
             noise = torch.randn(2, *x.shape, generator=generator, device=x.device, dtype=x.dtype)
         _check_draws(times, noise, x)
-        diffusion, weight = self._weighted_diffusion(x, times, noise[1], condition)
-        return VDMLoss(
+        reach = self._reach(x.dtype)
+        level = self.noise_level(times)
+        loss = VDMLoss(
+            diffusion=self.diffusion(x, level, noise[1], condition),
             prior=self.prior(x),
-            reconstruction=self.reconstruction(images, noise[0]),
-            diffusion=diffusion,
+            reconstruction=self.reconstruction(images, noise[0], reach),
             num_dims=x[0].numel(),
             unit=self.unit,
-            weight=weight,
+            weight=WEIGHTINGS[self.weighting](level.gamma),
         )
+        # the interior of the schedule descends the variance of the estimate, see `noise_level`
+        scale_gradients(level.interior, 2 * (loss.weight * loss.diffusion).detach() / loss.nats_in_unit)
+        return loss
 
     @property
     def unit(self) -> Unit:
@@ -267,12 +284,12 @@ class VDM(nn.Module):
         _, gamma_1 = self.noise_schedule.end_points()
         return gaussian.prior_kl(x, gamma_1).flatten(1).sum(1)
 
-    def reconstruction(self, images: Tensor, eps: Tensor) -> Tensor:
+    def reconstruction(self, images: Tensor, eps: Tensor, reach: int | None = None) -> Tensor:
         """`-log p(x|z_0)` at `z_0 = alpha_0 x + sigma_0 eps`, `(B,)`, in nats.
 
         `p(v|z_0) ∝ N(z_0; alpha_0 x_v, sigma_0²)` for every element and level v, normalised over the levels (section 3.3). That
         is `-log p = log Σ_k exp(d (eps - d/2))` with `d = (k - v) / width`, where `width` is the noise of `z_0 / alpha_0` in
-        levels: only levels k close to `v + width eps` count.
+        levels: only levels k close to `v + width eps` count, those within `reach`, which is found unless it is given.
 
         Of real-valued data, `p(x|z_0) = N(x; z_0 / alpha_0, exp(gamma_0) I)`, and its expectation over `eps` is the entropy
         `½ log(2πe) + ½ gamma_0` an element.
@@ -280,8 +297,8 @@ class VDM(nn.Module):
         gamma_0, _ = self.noise_schedule.end_points()
         if self.unit is NATS_PER_DIM:
             return 0.5 * (math.log(2 * math.pi * math.e) + gamma_0).expand(len(eps)) * eps[0].numel()
-        width = self.num_levels / 2 * torch.exp(gamma_0 / 2)
-        reach = self._reach(width.detach(), eps.dtype)
+        reach = self._reach(eps.dtype) if reach is None else reach
+        width = self._width(gamma_0)
         count = min(2 * reach + 1, self.num_levels)
         v = images.to(eps.dtype)
         first = (v + width.detach() * eps - reach).round().clamp(0, self.num_levels - count)
@@ -289,61 +306,54 @@ class VDM(nn.Module):
         d = (first - v + steps) / width
         return torch.logsumexp(d * torch.sub(eps, d, alpha=0.5), 0).flatten(1).sum(1)
 
-    def _reach(self, width: Tensor, dtype: torch.dtype) -> int:
-        """How far from the nearest level the last one lies that contributes to a sum in that precision.
+    def _width(self, gamma_0: Tensor) -> Tensor:
+        """The noise of `z_0 / alpha_0` in levels of an image."""
+        return self.num_levels / 2 * torch.exp(gamma_0 / 2)
 
-        A compiler, which fuses the sum, gets all levels. While training on an accelerator, whose queue should not be waited
-        for, `width` is read every hundredth time; until then it may grow by half.
+    @torch.no_grad()
+    def _reach(self, dtype: torch.dtype) -> int:
+        """How far from the nearest level the last one lies that counts in the decoder's sum, in that precision.
+
+        A compiler, which fuses the sum, gets all levels. On an accelerator this waits for the device: in [`~VDM.forward`]
+        before anything of the step is queued.
         """
+        if self.unit is NATS_PER_DIM:
+            return 0
         if torch.compiler.is_compiling():
             return self.num_levels
-        if self.training and width.device.type != "cpu":
-            if self._num_reads % 100 == 0:
-                self._width = 1.5 * width.item()
-            self._num_reads += 1
-            width = self._width
         negligible = math.log(16 / torch.finfo(dtype).eps)  # below eps even when summed, and seen from between two levels
-        reach = (math.sqrt(1 + 8 * negligible * float(width) ** 2) - 1) / 2
+        width = self._width(self.noise_schedule.end_points()[0]).item()
+        reach = (math.sqrt(1 + 8 * negligible * width**2) - 1) / 2
         return math.ceil(reach) if reach < self.num_levels else self.num_levels  # so also when it is not a number
 
-    def diffusion(self, x: Tensor, times: Tensor, eps: Tensor, condition: Condition | None = None) -> Tensor:
-        """Denoising matching at `z_t = alpha_t x + sigma_t eps`, `(B,)`, in nats: its expectation over `times` is the term.
-
-        `½ γ'(t) ||eps - eps_hat||²` in continuous time (section 5), `½ T expm1(γ(t) - γ(s)) ||eps - eps_hat||²` for T steps
-        (section 4).
-
-        In continuous time the term doesn't depend on the schedule between its end points, but the variance of this estimate
-        does. So the interior of a schedule, where it can be told from the end points, gets another gradient, of the mean of the
-        squared estimates in bits per dimension, where the mean of the estimates in bits per dimension is what is differentiated
-        (appendix I.2): image by image, `∇L² = 2 L ∇L`, from the same backward pass. With a weighting, L is the weighted
-        estimate `w L` throughout.
+    def noise_level(self, times: Tensor) -> NoiseLevel:
         """
-        return self._weighted_diffusion(x, times, eps, condition)[0]
+        What the diffusion term is at `times`, `(B,)`, but for the denoiser's error; in discrete time they are rounded up to the
+        chain.
 
-    def _weighted_diffusion(self, x: Tensor, times: Tensor, eps: Tensor, condition: Condition | None) -> tuple[Tensor, Tensor]:
-        """The term and the weight of its noise level, each `(B,)`."""
-        gamma_t, factor, scale_interior = self._noise_level(times)
-        z_t = gaussian.diffuse(x, eps, gamma_t)
-        output = self.denoise(z_t, gamma_t, condition)
-        error = gaussian.target(self.prediction_type, x, eps, gamma_t) - output
-        factor = factor * gaussian.epsilon_error_scale(self.prediction_type, gamma_t) ** 2
-        loss, weight = factor * (error**2).flatten(1).sum(1), WEIGHTINGS[self.weighting](gamma_t)
-        scale_interior(2 * (weight * loss).detach() / (x[0].numel() * self.unit.nats))
-        return loss, weight
-
-    def _noise_level(self, times: Tensor) -> tuple[Tensor, Tensor, Callable[[Tensor], None]]:
-        """`gamma_t` and the factor of `||eps - eps_hat||²`, each `(B,)`, and what scales the gradients of the interior."""
-        if self.num_timesteps is not None:
-            return *self._discrete_weight(times), lambda factor: None
-        gamma_t, slope, scale_interior = self.noise_schedule.with_separate_gradients(times)
-        return gamma_t, 0.5 * slope, scale_interior
-
-    def _discrete_weight(self, times: Tensor) -> tuple[Tensor, Tensor]:
-        """`gamma_t`, `t` rounded up to the chain, and the factor of `||eps - eps_hat||²`, each `(B,)`."""
+        In continuous time the term doesn't depend on the schedule between its end points, but the variance of its estimate
+        does. So the interior of a schedule, where it can be told from the end points, descends that variance instead: the mean
+        of the squared estimates (appendix I.2), by `∇L² = 2 L ∇L` for each image, from the same backward pass.
+        """
+        if self.num_timesteps is None:
+            gamma_t, slope, interior = self.noise_schedule.with_interior(times)
+            return NoiseLevel(gamma_t, 0.5 * slope, interior)
         rounding = 2 * torch.finfo(times.dtype).eps  # so that a time i/T means step i
         i = (times * self.num_timesteps * (1 - rounding)).ceil().clamp(min=1)
         gamma_s, gamma_t = self.noise_schedule(torch.stack([i - 1, i]) / self.num_timesteps)
-        return gamma_t, self.num_timesteps * gaussian.denoising_kl_weight(gamma_s, gamma_t)
+        return NoiseLevel(gamma_t, self.num_timesteps * gaussian.denoising_kl_weight(gamma_s, gamma_t))
+
+    def diffusion(self, x: Tensor, level: NoiseLevel, eps: Tensor, condition: Condition | None = None) -> Tensor:
+        """Denoising matching at `z_t = alpha_t x + sigma_t eps`, `(B,)`, in nats: its expectation over times is the term.
+
+        `½ γ'(t) ||eps - eps_hat||²` in continuous time (section 5), `½ T expm1(γ(t) - γ(s)) ||eps - eps_hat||²` for T steps
+        (section 4).
+        """
+        z_t = gaussian.diffuse(x, eps, level.gamma)
+        output = self.denoise(z_t, level.gamma, condition)
+        error = gaussian.target(self.prediction_type, x, eps, level.gamma) - output
+        factor = level.factor * gaussian.epsilon_error_scale(self.prediction_type, level.gamma) ** 2
+        return factor * (error**2).flatten(1).sum(1)
 
     def denoise(self, z_t: Tensor, gamma_t: Tensor, condition: Condition | None = None) -> Tensor:
         """The denoiser's output at `z_t` `(B, C, H, W)` of noise level `gamma_t` `(B,)`, in the dtype of `z_t`.
@@ -463,6 +473,13 @@ def _check_draws(times: Tensor, noise: Tensor, x: Tensor) -> None:
         low, high = times.aminmax()
         if not (low >= 0 and high <= 1):
             raise ValueError(f"`times` must lie in [0, 1], but run from {low:.4g} to {high:.4g}: 1 is noise, not 1000.")
+
+
+def scale_gradients(tensors: Sequence[Tensor], factor: Tensor) -> None:
+    """Multiply what flows back into each of the tensors, in the next backward pass, by a factor of their shape."""
+    for tensor in tensors:
+        if tensor.requires_grad:
+            tensor.register_hook(lambda gradient: gradient * factor)
 
 
 @contextmanager
