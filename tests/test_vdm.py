@@ -408,7 +408,12 @@ def test_what_makes_no_model_is_refused(arguments, error, message):
 @pytest.mark.parametrize(
     ("images", "labels", "error", "message"),
     [
-        (torch.zeros(2, 2, 8, 8), None, ValueError, r"shape \(2, 2, 8, 8\), but this is a model of \(C, H, W\) = \(2, 6, 6\)"),
+        (
+            torch.zeros(2, 2, 8, 8),
+            None,
+            ValueError,
+            r"shape \(2, 2, 8, 8\), but this is a model of \(C, \*size\) = \(2, 6, 6\)",
+        ),
         (torch.zeros(2, 6, 6, 2), None, ValueError, "but this is a model of"),
         (torch.zeros(2, 6, 6), None, ValueError, "but this is a model of"),
         (torch.zeros(0, 2, 6, 6), None, ValueError, "with at least one"),

@@ -155,11 +155,12 @@ class VDMPipeline(PlainConfigMixin, DiffusionPipeline):
             generator (`torch.Generator` or `list[torch.Generator]`, *optional*):
                 One or several [`torch.Generator`](https://pytorch.org/docs/stable/generated/torch.Generator.html) to make
                 generation deterministic; a list has one for each image.
-            latents (`torch.Tensor` of shape `(B, C, H, W)`, *optional*):
+            latents (`torch.Tensor` of shape `(B, C, *size)`, *optional*):
                 `z_1`, standard normal. Drawn from `generator` by default. Kept in float32 whatever the denoiser's dtype.
             output_type (`str`, *optional*, defaults to `"pil"`):
-                `"pil"` (`PIL.Image`), `"np"` (`np.ndarray` `(B, H, W, C)`) or `"pt"` (`torch.Tensor` `(B, C, H, W)`), the last
-                two in [0, 1] with level `v` at `v / (num_levels - 1)`; or `"latent"`, `z_0` before the decoder.
+                `"pil"` (`PIL.Image`, of images alone), `"np"` (`np.ndarray` `(B, *size, C)`) or `"pt"` (`torch.Tensor`
+                `(B, C, *size)`), the last two in [0, 1] with level `v` at `v / (num_levels - 1)`; or `"latent"`, `z_0` before
+                the decoder.
             return_dict (`bool`, *optional*, defaults to `True`):
                 Whether or not to return an [`ImagePipelineOutput`] instead of a plain tuple.
             callback_on_step_end (`Callable`, *optional*):
@@ -251,12 +252,13 @@ class VDMPipeline(PlainConfigMixin, DiffusionPipeline):
         The log-likelihood of images in nats, by the probability-flow ODE; see [`~ode_likelihood.log_likelihood`].
 
         It is a random lower bound of `log P(image)` in expectation, one draw of dequantisation noise and one of the trace's
-        probe. Bits per dimension are `-nats / (C H W log 2)`. The variational bound is `VDM.from_pipeline(pipe)(images)`.
+        probe. Bits per dimension are `-nats / (D log 2)`, D being the number of elements of a sample, such as `C H W`. The
+        variational bound is `VDM.from_pipeline(pipe)(images)`.
 
         Args:
             images (`list[PIL.Image.Image]`, `np.ndarray` or `torch.Tensor`):
                 PIL images, shown levels as `__call__` returns them: `v` at `255 v / (num_levels - 1)`. Or integers in
-                `[0, num_levels)`: an array `(B, H, W, C)` or a tensor `(B, C, H, W)`.
+                `[0, num_levels)`: an array `(B, *size, C)` or a tensor `(B, C, *size)`.
             class_labels (*optional*): As `__call__` takes them, if the denoiser is class-conditional.
             dequantization (`str`, *optional*, defaults to `"decoder"`): Or `"truncated_normal"`, `"uniform"`.
             num_importance_samples (`int`, *optional*, defaults to 1): More of them tighten the bound.
@@ -286,7 +288,7 @@ class VDMPipeline(PlainConfigMixin, DiffusionPipeline):
         tolerance: float = 1e-5,
         condition: Condition | None = None,
     ) -> Tensor:
-        """Images, as [`~VDMPipeline.log_likelihood`] takes them, to latents `z_1` `(B, C, H, W)` in float32, by the ODE.
+        """Images, as [`~VDMPipeline.log_likelihood`] takes them, to latents `z_1` `(B, C, *size)` in float32, by the ODE.
 
         `decode` is its inverse. So is sampling from `latents` with `eta=0`, in the limit of many steps.
         """
@@ -306,7 +308,7 @@ class VDMPipeline(PlainConfigMixin, DiffusionPipeline):
         output_type: str = "pil",
         condition: Condition | None = None,
     ) -> list[PIL.Image.Image] | np.ndarray | Tensor:
-        """Latents `z_1` `(B, C, H, W)` to images by the ODE; `output_type` is `"pil"`, `"np"` or `"pt"` as in `__call__`."""
+        """Latents `z_1` `(B, C, *size)` to images by the ODE; `output_type` is `"pil"`, `"np"` or `"pt"` as in `__call__`."""
         _check_output_type(output_type, OUTPUT_TYPES)
         self._check_pictures(output_type)
         self._check_shape("latents", latents)
@@ -350,50 +352,53 @@ class VDMPipeline(PlainConfigMixin, DiffusionPipeline):
         return to_device(condition, self._execution_device)
 
     def _levels(self, images: Images) -> Tensor:
-        """Images as integers `(B, C, H, W)`."""
+        """Images as integers `(B, C, *size)`."""
         if isinstance(images, PIL.Image.Image):
             images = [images]
         if isinstance(images, list):
             images = self._shown_levels(images)
         elif isinstance(images, np.ndarray):
-            if images.ndim != 4 or images.dtype.kind not in "iu":
+            if images.ndim != 1 + len(self._sample_shape()) or images.dtype.kind not in "iu":
+                axes = "H, W" if len(self._sample_shape()) == 3 else "*size"
                 raise ValueError(
                     f"`images` are an array of the shape {images.shape} and the type {images.dtype}, but must be integers,"
-                    " (B, H, W, C)."
+                    f" (B, {axes}, C)."
                 )
-            images = torch.from_numpy(images.astype(np.int64)).permute(0, 3, 1, 2)
+            images = torch.from_numpy(images.astype(np.int64)).movedim(-1, 1)
         self._check_shape("images", images)
         return images.to(self._execution_device)
 
     def _check_pictures(self, output_type: str) -> None:
         if output_type == "pil" and not self.has_pictures:
-            raise ValueError(
-                f'PIL has no pictures of {self._channels} channels: take arrays by `output_type="np"`, or tensors by `"pt"`.'
-            )
+            channels, *size = self._shape_shown()
+            what = f"{channels} channels" if len(size) == 2 else f"{len(size)} dimensions"
+            raise ValueError(f'PIL has no pictures of {what}: take arrays by `output_type="np"`, or tensors by `"pt"`.')
 
     @property
     def has_pictures(self) -> bool:
-        """Whether `output_type="pil"` has a mode for the images: grey, with alpha, in colours, or colours with alpha."""
-        return self._channels in (1, 2, 3, 4)
+        """Whether `output_type="pil"` has a mode for the samples: grey, with alpha, in colours, or colours with alpha."""
+        channels, *size = self._shape_shown()
+        return channels in (1, 2, 3, 4) and len(size) == 2
 
-    @property
-    def _channels(self) -> int:
-        return self.unet.config.in_channels if self.vae is None else self.vae.config.get("out_channels", 3)
+    def _shape_shown(self) -> tuple[int, ...]:
+        """`(C, *size)` of the samples; with an autoencoder, the channels of its images and the size of their latents."""
+        channels, *size = self._sample_shape()
+        return channels if self.vae is None else self.vae.config.get("out_channels", 3), *size
 
     def _check_shape(self, name: str, tensor: Tensor) -> None:
-        """Raise an error unless it is a tensor `(B, C, H, W)` with the `(C, H, W)` of the model."""
+        """Raise an error unless it is a tensor `(B, *shape)`, of the model's shape."""
         if not isinstance(tensor, Tensor):
-            raise TypeError(f"`{name}` are a {type(tensor).__name__}, but must be a tensor (B, C, H, W).")
+            raise TypeError(f"`{name}` are a {type(tensor).__name__}, but must be a tensor (B, C, *size).")
         if name == "latents" and not tensor.is_floating_point():
             raise TypeError(f"`latents` are {tensor.dtype}, but must be floating-point numbers.")
         shape = self._sample_shape()
-        if tensor.ndim != 4 or len(tensor) == 0:
-            raise ValueError(f"`{name}` have the shape {tuple(tensor.shape)}, but must be (B, C, H, W), with at least one.")
+        if tensor.ndim != 1 + len(shape) or len(tensor) == 0:
+            raise ValueError(f"`{name}` have the shape {tuple(tensor.shape)}, but must be (B, *{shape}), with at least one.")
         if tuple(tensor.shape[1:]) != shape:
             raise ValueError(f"`{name}` have the shape {tuple(tensor.shape[1:])}, but this model's are {shape}.")
 
-    def _sample_shape(self) -> tuple[int, int, int]:
-        """`(C, H, W)` of the latents."""
+    def _sample_shape(self) -> tuple[int, ...]:
+        """`(C, *size)` of the latents."""
         shape = sample_shape(self.unet)
         if shape is None:
             raise ValueError(
@@ -465,7 +470,7 @@ class VDMPipeline(PlainConfigMixin, DiffusionPipeline):
         return latents.to(device, dtype) * self.scheduler.init_noise_sigma
 
     def _guided_output(self, latents: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        """The denoiser's output, `(B, C, H, W)` in the dtype of `latents`, with classifier-free guidance where asked for."""
+        """The denoiser's output, shaped as `latents` and in their dtype, with classifier-free guidance where asked for."""
         sample = self.scheduler.scale_model_input(latents, t)
         if self.guidance_scale == 1 or not condition:
             return self._output(sample, t, condition)
@@ -502,7 +507,7 @@ class VDMPipeline(PlainConfigMixin, DiffusionPipeline):
         check_images(images, self.vae)
         if output_type == "pt":
             return images
-        images = images.cpu().permute(0, 2, 3, 1).float().numpy()
+        images = images.cpu().movedim(1, -1).float().numpy()
         return _pictures(images) if output_type == "pil" else images
 
 

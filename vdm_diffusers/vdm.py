@@ -40,7 +40,7 @@ class VDMLoss(NamedTuple):
         prior (`Tensor` of shape `(B,)`): `KL(q(z_1|x) || p(z_1))`, prior matching, in nats.
         reconstruction (`Tensor` of shape `(B,)`): an estimate of `E_q[-log p(x|z_0)]` from one draw, in nats.
         diffusion (`Tensor` of shape `(B,)`): an estimate of the denoising-matching term from one time and draw, in nats.
-        num_dims (`int`): number of dimensions of an image, `C·H·W`, or of its latents.
+        num_dims (`int`): Number of elements of a sample, such as `C·H·W` of an image, or of its latents.
         unit ([`Unit`]): Bits per dimension for integer images, nats per dimension for latents and other real-valued data.
         weight (`Tensor` of shape `(B,)`): What training counts the noise level of the diffusion term for; 1 for the bound.
     """
@@ -177,12 +177,12 @@ class VDM(nn.Module):
     ) -> VDMLoss:
         """
         Args:
-            images (`Tensor` of shape `(B, C, H, W)`): Integers in `[0, num_levels)`, of an integer dtype; or real-valued data,
-                such as latents, if it is them that are modelled.
+            images (`Tensor` of shape `(B, C, *size)`): Samples of any number of dimensions: integers in `[0, num_levels)`, of
+                an integer dtype; or real-valued data, such as latents, if it is them that are modelled.
             condition (`dict[str, Tensor]`, *optional*): What the denoiser is told besides, by its keywords, a row for each
                 image. Labels of classes may be given by themselves, here or as `class_labels`.
             times (`Tensor` of shape `(B,)`, *optional*): One time in [0, 1] an image. Defaults to [`stratified_times`].
-            noise (`Tensor` of shape `(2, B, C, H, W)`, *optional*): Standard normal, for `z_0` and for `z_t`, shaped as images
+            noise (`Tensor` of shape `(2, B, C, *size)`, *optional*): Standard normal, for `z_0` and for `z_t`, shaped as images
                 or latents.
             generator (`torch.Generator`, *optional*): Source of `times` and `noise` where they aren't given; defaults to the
                 global one of their device.
@@ -226,7 +226,7 @@ class VDM(nn.Module):
 
     def scale(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """
-        The data x that the diffusion begins with, `(B, C, H, W)`, in float32 at least.
+        The data x that the diffusion begins with, `(B, C, *size)`, in float32 at least.
 
         Integer images are taken to (-1, 1), the midpoints of `num_levels` bins: `x = 2 (v + ½) / num_levels - 1`; with an
         autoencoder, to a draw of their latents by `generator`. Real-valued data, if it is them that are modelled, stay as they
@@ -236,9 +236,9 @@ class VDM(nn.Module):
         such as uint8 for 256 levels, the values are not looked at.
         """
         if not isinstance(images, Tensor):
-            raise TypeError(f"`images` are a {type(images).__name__}, but must be a tensor (B, C, H, W).")
+            raise TypeError(f"`images` are a {type(images).__name__}, but must be a tensor (B, C, *size).")
         if images.ndim == 0 or len(images) == 0:
-            raise ValueError(f"`images` have the shape {tuple(images.shape)}, but must be (B, C, H, W), with at least one.")
+            raise ValueError(f"`images` have the shape {tuple(images.shape)}, but must be (B, C, *size), with at least one.")
         if images.is_floating_point() and self.unit is NATS_PER_DIM:
             return images.to(self._dtype)
         if self.num_levels is None:
@@ -268,12 +268,12 @@ class VDM(nn.Module):
         return torch.promote_types(compute_dtype(self.unet), torch.float32)
 
     def _check_shape(self, images: Tensor, x: Tensor) -> None:
-        """Raise `ValueError` unless the data are `(B, C, H, W)` as the denoiser's configuration, if any, says."""
+        """Raise `ValueError` unless the data are `(B, *shape)` as the denoiser's configuration, if any, says."""
         expected = sample_shape(self.unet)
         if expected is not None and tuple(x.shape[1:]) != expected:
             latents = "" if x.shape == images.shape else f", and so latents of {tuple(x.shape[1:])}"
             raise ValueError(
-                f"`images` have the shape {tuple(images.shape)}{latents}, but this is a model of (C, H, W) = {expected}."
+                f"`images` have the shape {tuple(images.shape)}{latents}, but this is a model of (C, *size) = {expected}."
             )
 
     def _level(self, v: Tensor) -> Tensor:
@@ -356,7 +356,7 @@ class VDM(nn.Module):
         return factor * (error**2).flatten(1).sum(1)
 
     def denoise(self, z_t: Tensor, gamma_t: Tensor, condition: Condition | None = None) -> Tensor:
-        """The denoiser's output at `z_t` `(B, C, H, W)` of noise level `gamma_t` `(B,)`, in the dtype of `z_t`.
+        """The denoiser's output at `z_t` `(B, C, *size)` of noise level `gamma_t` `(B,)`, in the dtype of `z_t`.
 
         The further channels of one that also learns variances, as in Improved DDPM, are left out: here they are the schedule's.
         """

@@ -32,7 +32,7 @@ VARIANCE_TYPES = ("fixed_small", "fixed_large", "learned", "learned_range")
 
 
 class Prediction(NamedTuple):
-    """The denoiser's estimate of `x` and `log` of the variance of `p(x_{t-1}|x_t)`, both broadcastable to `(B, C, H, W)`."""
+    """The denoiser's estimate of `x` and `log` of the variance of `p(x_{t-1}|x_t)`, both broadcastable to `(B, C, *size)`."""
 
     x: Tensor
     log_variance: Tensor
@@ -146,12 +146,12 @@ class DDPM(nn.Module):
 
     def _log_variance(self, index: Tensor, output: Tensor) -> Tensor:
         """At index 0, where `q` has no variance, the small one is that of index 1, and so is the large one if it is fixed."""
-        small = self.log_posterior[index.clamp(min=1)].to(output.dtype)[:, None, None, None]
-        large = self.log_beta[index].to(output.dtype)[:, None, None, None]
+        small = gaussian.expand(self.log_posterior[index.clamp(min=1)].to(output.dtype), output)
+        large = gaussian.expand(self.log_beta[index].to(output.dtype), output)
         if self.variance_type == "fixed_small":
             return small
         if self.variance_type == "fixed_large":
-            return torch.where((index == 0)[:, None, None, None], small, large)
+            return torch.where(gaussian.expand(index == 0, output), small, large)
         if self.variance_type == "learned":
             return output
         fraction = (output + 1) / 2

@@ -50,7 +50,7 @@ def log_likelihood(
 
     Args:
         vdm ([`VDM`]): Of which the denoiser, the prediction type, the end points of the schedule and `num_levels` count.
-        images (`Tensor` of shape `(B, C, H, W)`): Integers in `[0, num_levels)`, of an integer dtype.
+        images (`Tensor` of shape `(B, C, *size)`): Integers in `[0, num_levels)`, of an integer dtype.
         condition (`Condition`, *optional*): What the denoiser is told besides.
         dequantization (`str`, defaults to `"decoder"`): A key of `DEQUANTIZATIONS`.
         num_importance_samples (`int`, defaults to 1): K, each with a trajectory and a probe of its own.

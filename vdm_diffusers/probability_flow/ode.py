@@ -22,14 +22,14 @@ from ..vdm import VDM, evaluating
 
 
 Divergence = Callable[[Tensor, Tensor], Tensor]
-"""`divergence(v, z)` of a field `v(z)` whose graph reaches back to `z`, both `(B, C, H, W)`, as `(B,)`."""
+"""`divergence(v, z)` of a field `v(z)` whose graph reaches back to `z`, both `(B, C, *size)`, as `(B,)`."""
 
 
 class Flow(NamedTuple):
     """Where the flow leads.
 
     Attributes:
-        z (`Tensor` of shape `(B, C, H, W)`): The latents at the other end.
+        z (`Tensor` of shape `(B, C, *size)`): The latents at the other end.
         log_det (`Tensor` of shape `(B,)`): `∫ div(dz/dgamma) dgamma`, in nats, so that `log p(start) = log p(end) + log_det`;
             zero where no divergence was asked for.
         num_evaluations (`Tensor` of shape `(B,)`): Of the denoiser, for each image by itself.
@@ -41,7 +41,7 @@ class Flow(NamedTuple):
 
 
 def hutchinson(probe: Tensor) -> Divergence:
-    """The unbiased estimate `probeᵀ (∂v/∂z) probe` for a probe of zero mean and unit covariance, `(B, C, H, W)`."""
+    """The unbiased estimate `probeᵀ (∂v/∂z) probe` for a probe of zero mean and unit covariance, `(B, C, *size)`."""
 
     def divergence(v: Tensor, z: Tensor) -> Tensor:
         (product,) = torch.autograd.grad(v, z, probe.to(v.dtype))
@@ -83,7 +83,7 @@ def integrate(
 
     Args:
         vdm ([`VDM`]): Evaluated without dropout.
-        z (`Tensor` of shape `(B, C, H, W)`): The latents to start from.
+        z (`Tensor` of shape `(B, C, *size)`): The latents to start from.
         gamma_start, gamma_end (`Tensor` of shape `()`): In either order.
         condition (`Condition`, *optional*): What the denoiser is told besides.
         divergence (`Divergence`, *optional*): How to compute the divergence, if `log_det` is wanted.
