@@ -27,13 +27,13 @@ from .precision import FullPrecisionModule, at_least_float32, highest_precision,
 
 
 NOISE_SCHEDULES: dict[str, type["NoiseSchedule"]] = {}
-"""Every schedule by its name, as options and saved configurations give it: a class that is defined is in it."""
+"""Every schedule by its name in options and saved configurations. Defining a class adds it."""
 
 MAX_GAMMA = 80.0
-"""Of either sign: a signal-to-noise ratio beyond its exponential is none in float32."""
+"""The largest gamma of either sign: beyond it float32 can't hold the signal-to-noise ratio."""
 
 MAX_TABLE_GAMMA = 2 * MAX_GAMMA
-"""Of tables and timesteps, which chains reach further than schedules: the root of the ratio still is one in float32."""
+"""The largest in tables and timesteps, since chains reach further: float32 still holds the square root of the ratio."""
 
 Size = Annotated[int, Within(1, 2**20)]
 
@@ -538,7 +538,7 @@ def _end_slope(step: Tensor, secant: Tensor) -> Tensor:
 
 
 MAX_LENGTH = 100_000
-"""Of a table or a chain that travels in a configuration: published ones have 4,000 entries at most."""
+"""The most entries of a table or a chain in a configuration; published ones have 4,000 at most."""
 
 
 def as_vector(name: str, values: Sequence[float]) -> Tensor:

@@ -52,7 +52,7 @@ NUMBERS = {
     "num_inference_steps": Annotated[int, Within(1, 10**6)],
     "eta": Annotated[float, Within(0, 1)] | None,
 }
-"""Arguments of a call, and what they may be."""
+"""The numbers among the arguments of a call, and what they may be."""
 
 
 class VDMPipeline(PlainConfigMixin, DiffusionPipeline):
@@ -321,7 +321,7 @@ class VDMPipeline(PlainConfigMixin, DiffusionPipeline):
         return self._show((flow.z / gaussian.alpha(gamma_0)).float(), output_type)
 
     def _returned(self, outputs: dict | None, latents: Tensor) -> Tensor:
-        """The latents that a callback has returned, or else those that there are."""
+        """The latents that a callback returned, or the present ones if it returned none."""
         if not outputs:
             return latents
         if not isinstance(outputs, Mapping):
@@ -334,7 +334,7 @@ class VDMPipeline(PlainConfigMixin, DiffusionPipeline):
         return returned.to(latents)
 
     def _vdm(self) -> VDM:
-        """The model, with what is not the denoiser, which may be offloaded, where it is executed."""
+        """The model, with all but the denoiser, which may be offloaded, on the device of execution."""
         check_pixel_space(self)
         vdm = VDM.from_pipeline(self)
         for module in (vdm.noise_schedule, vdm.timestep_map):

@@ -391,7 +391,7 @@ class VDMScheduler(SchedulerMixin, PlainConfigMixin):
 
     @property
     def _known(self) -> tuple[float, float]:
-        """First and last timestep that a noise level belongs to, visited or not."""
+        """First and last timestep that stands for a noise level, visited or not."""
         first, last = self._visits.range
         return min(0.0, first), max(self.timestep_map.last, last)
 
@@ -400,7 +400,7 @@ class VDMScheduler(SchedulerMixin, PlainConfigMixin):
 
 
 def _one_value(timestep: Tensor | float) -> float | None:
-    """The number that a `timestep` is, as float32 has it, the same for all images."""
+    """The value of a `timestep`, rounded to float32, if all images have the same."""
     values = timestep.flatten().tolist() if isinstance(timestep, Tensor) else [timestep]
     if len(set(values)) > 1:
         raise ValueError(

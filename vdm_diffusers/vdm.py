@@ -42,7 +42,7 @@ class VDMLoss(NamedTuple):
         diffusion (`Tensor` of shape `(B,)`): an estimate of the denoising-matching term from one time and draw, in nats.
         num_dims (`int`): Number of elements of a sample, such as `C·H·W` of an image, or of its latents.
         unit ([`Unit`]): Bits per dimension for integer images, nats per dimension for latents and other real-valued data.
-        weight (`Tensor` of shape `(B,)`): What training counts the noise level of the diffusion term for; 1 for the bound.
+        weight (`Tensor` of shape `(B,)`): Training weight at this image's noise level; 1 for the bound.
     """
 
     prior: Tensor
@@ -71,12 +71,12 @@ class VDMLoss(NamedTuple):
 
     @property
     def nats_in_unit(self) -> float:
-        """What divides the terms to give them in `unit`."""
+        """Nats in one `unit` of a whole sample: a term divided by it is in `unit`."""
         return self.num_dims * self.unit.nats
 
     @property
     def objective(self) -> Tensor:
-        """What is differentiated, `(B,)`: the bound in `unit`, its diffusion term weighted."""
+        """The training loss, `(B,)`: the bound in `unit`, its diffusion term weighted."""
         return (self.prior + self.reconstruction + self.weight * self.diffusion) / self.nats_in_unit
 
 
@@ -108,12 +108,12 @@ class VDM(nn.Module):
             `"v_prediction"`.
         num_levels (`int`, *optional*, defaults to 256): Images are integers in `[0, num_levels)`; `None` for real-valued data.
         num_timesteps (`int`, *optional*): T of the discrete-time bound; `None`, the default, is continuous time.
-        timestep_map ([`AffineTimesteps`], *optional*): What the denoiser is told of gamma. Defaults to a VDM's,
+        timestep_map ([`AffineTimesteps`], *optional*): Gives the timestep that the denoiser is told. Defaults to a VDM's,
             `1000 (gamma - gamma_min) / (gamma_max - gamma_min)` with the schedule's configured constants.
-        weighting (`str`, defaults to `"elbo"`): Which of `WEIGHTINGS` is trained with, in continuous time. Any but the bound
-            fixes the end points of a learned schedule, since it says nothing about them.
+        weighting (`str`, defaults to `"elbo"`): The loss weighting, one of `WEIGHTINGS`. All but `"elbo"` need continuous time,
+            and fix the end points of a learned schedule, about which they say nothing.
         vae ([`~diffusers.AutoencoderKL`], [`~diffusers.VQModel`], ..., *optional*): Makes this a model of its latents. It is
-            neither trained nor part of the state of this module, but of the pipeline.
+            not trained, and is saved with the pipeline, not in the state of this module.
         class_names (`list[str]`, *optional*): What the classes of a class-conditional denoiser are called, in the order of
             their labels, the null class left out. They are saved with the pipeline.
 
@@ -221,16 +221,16 @@ class VDM(nn.Module):
 
     @property
     def unit(self) -> Unit:
-        """What the bound is reported in."""
+        """The unit of the bound: bits for integer images, nats for real-valued data, per dimension."""
         return BITS_PER_DIM if self.num_levels is not None and self.vae is None else NATS_PER_DIM
 
     def scale(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """
-        The data x that the diffusion begins with, `(B, C, *size)`, in float32 at least.
+        The data x that is diffused, `(B, C, *size)`, in float32 at least.
 
         Integer images are taken to (-1, 1), the midpoints of `num_levels` bins: `x = 2 (v + ½) / num_levels - 1`; with an
-        autoencoder, to a draw of their latents by `generator`. Real-valued data, if it is them that are modelled, stay as they
-        are.
+        autoencoder, to a draw of their latents by `generator`. Real-valued data stay as they are, in a model of such
+        data.
 
         Raises `TypeError` for images of another type and `ValueError` for values outside; of a type that can hold no others,
         such as uint8 for 256 levels, the values are not looked at.
@@ -287,12 +287,13 @@ class VDM(nn.Module):
     def reconstruction(self, images: Tensor, eps: Tensor, reach: int | None = None) -> Tensor:
         """`-log p(x|z_0)` at `z_0 = alpha_0 x + sigma_0 eps`, `(B,)`, in nats.
 
-        `p(v|z_0) ∝ N(z_0; alpha_0 x_v, sigma_0²)` for every element and level v, normalised over the levels (section 3.3). That
-        is `-log p = log Σ_k exp(d (eps - d/2))` with `d = (k - v) / width`, where `width` is the noise of `z_0 / alpha_0` in
-        levels: only levels k close to `v + width eps` count, those within `reach`, which is found unless it is given.
+        An element of an integer image has level v with probability `p(v|z_0) ∝ N(z_0; alpha_0 x_v, sigma_0²)` (section 3.3).
+        Normalised over all levels k this is `-log p = log Σ_k exp(d (eps - d/2))`. Here `d = (k - v) / width`, and `width` is
+        the standard deviation of `z_0 / alpha_0` in levels. Only levels near `v + width eps` contribute: the sum goes as far as
+        `reach` to either side, which is computed unless it is given.
 
-        Of real-valued data, `p(x|z_0) = N(x; z_0 / alpha_0, exp(gamma_0) I)`, and its expectation over `eps` is the entropy
-        `½ log(2πe) + ½ gamma_0` an element.
+        For real-valued data `p(x|z_0) = N(x; z_0 / alpha_0, exp(gamma_0) I)`. The expectation of its `-log p` over `eps` is
+        known, `½ log(2πe) + ½ gamma_0` an element, and is returned.
         """
         gamma_0, _ = self.noise_schedule.end_points()
         if self.unit is NATS_PER_DIM:
@@ -312,10 +313,10 @@ class VDM(nn.Module):
 
     @torch.no_grad()
     def _reach(self, dtype: torch.dtype) -> int:
-        """How far from the nearest level the last one lies that counts in the decoder's sum, in that precision.
+        """How many levels to either side contribute to the decoder's sum in a given precision.
 
-        A compiler, which fuses the sum, gets all levels. On an accelerator this waits for the device: in [`~VDM.forward`]
-        before anything of the step is queued.
+        For a compiler, which fuses the sum, all do. On an accelerator this waits for the device, so [`~VDM.forward`] asks
+        before it queues anything.
         """
         if self.unit is NATS_PER_DIM:
             return 0
@@ -328,12 +329,11 @@ class VDM(nn.Module):
 
     def noise_level(self, times: Tensor) -> NoiseLevel:
         """
-        What the diffusion term is at `times`, `(B,)`, but for the denoiser's error; in discrete time they are rounded up to the
-        chain.
+        The noise level at `times`, `(B,)`; in discrete time they are rounded up to the chain.
 
-        In continuous time the term doesn't depend on the schedule between its end points, but the variance of its estimate
-        does. So the interior of a schedule, where it can be told from the end points, descends that variance instead: the mean
-        of the squared estimates (appendix I.2), by `∇L² = 2 L ∇L` for each image, from the same backward pass.
+        In continuous time only the end points of a schedule matter to the bound. What lies between them matters to the variance
+        of the estimate L, so that is what the interior is trained to reduce: it descends the mean of `L²` (appendix I.2), whose
+        gradient for each image is `2 L ∇L`, from the same backward pass. A weighting makes L the weighted estimate.
         """
         if self.num_timesteps is None:
             gamma_t, slope, interior = self.noise_schedule.with_interior(times)
@@ -358,7 +358,7 @@ class VDM(nn.Module):
     def denoise(self, z_t: Tensor, gamma_t: Tensor, condition: Condition | None = None) -> Tensor:
         """The denoiser's output at `z_t` `(B, C, *size)` of noise level `gamma_t` `(B,)`, in the dtype of `z_t`.
 
-        The further channels of one that also learns variances, as in Improved DDPM, are left out: here they are the schedule's.
+        A denoiser with learned variances (Improved DDPM) has further channels. They are dropped: the schedule gives variances.
         """
         timestep = self.timestep_map(gamma_t)
         sample = z_t.to(compute_dtype(self.unet, z_t.dtype))
@@ -484,7 +484,7 @@ def scale_gradients(tensors: Sequence[Tensor], factor: Tensor) -> None:
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Without dropout while it lasts, then as it was."""
+    """Put a module into evaluation mode, without dropout, and at the end back into the mode that it was in."""
     was_training = module.training
     module.eval()
     try:

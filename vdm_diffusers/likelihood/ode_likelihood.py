@@ -22,8 +22,8 @@ class ODELikelihood(Estimate):
     Its errors and its variance are an [`Estimate`]'s, whose draws are those of dequantisation and probe.
 
     Attributes:
-        num_evaluations (`float`): Of the denoiser, for an image and repeat, in the mean.
-        max_evaluations (`int`): The largest number of them.
+        num_evaluations (`float`): Mean number of evaluations of the denoiser, for an image and repeat.
+        max_evaluations (`int`): The largest such number.
     """
 
     num_evaluations: float

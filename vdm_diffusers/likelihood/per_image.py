@@ -1,4 +1,4 @@
-"""Something of every image of a data set, computed in batches by one process or by several."""
+"""Computes numbers for every image of a data set, in batches, on one process or several."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -29,7 +29,7 @@ def for_each_image(
     description: str | None = None,
 ) -> Tensor:
     """
-    The results of a function for all images, `(N, ...)` in float64 on the CPU, in the order of the data set.
+    The results of a function for all images, `(N, ...)`, in float64 on the CPU, in the order of the data set.
 
     Args:
         function (`Callable`): See `Function`.
@@ -37,8 +37,8 @@ def for_each_image(
         batch_size (`int`): Images a call.
         device (`str` or `torch.device`, defaults to `"cpu"`): Where the function gets them.
         processes (`PartialState`, *optional*):
-            Those that share the work, each of which has to call this and gets all results. They meet only at its end, so it
-            does not matter if some take longer. Defaults to this one alone.
+            The processes that share the work. Each must call this and gets all results; they wait for each other at the end
+            only. Defaults to this process alone.
         description (`str`, *optional*): For a progress bar of the main process; by default there is none.
 
     Raises:
@@ -77,5 +77,5 @@ def _progress_bar(total: int, processes: PartialState | None, description: str |
 
 
 def generators(seed: int, indices: Tensor) -> list[torch.Generator]:
-    """One of each image, on the CPU: what is drawn for it depends on `seed` and its index alone, not on batch or process."""
+    """One for each image, on the CPU: its draws depend on `seed` and its index alone, not on batches or processes."""
     return [counted_generator(seed, index) for index in indices.tolist()]

@@ -70,4 +70,4 @@ DEQUANTIZATIONS: dict[str, Dequantization] = {
     "truncated_normal": truncated_normal,
     "uniform": uniform,
 }
-"""By the names that options have."""
+"""Every dequantisation by the name that options give it."""

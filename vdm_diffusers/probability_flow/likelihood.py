@@ -1,4 +1,4 @@
-"""The likelihood of images under the probability-flow ODE."""
+"""The likelihood of a batch under the probability-flow ODE."""
 
 import math
 from typing import NamedTuple
@@ -22,7 +22,7 @@ class LogLikelihood(NamedTuple):
 
     Attributes:
         nats (`Tensor` of shape `(B,)`): The estimate of `log P(v)`, float64.
-        num_evaluations (`Tensor` of shape `(B,)`): Of the denoiser, over all importance samples.
+        num_evaluations (`Tensor` of shape `(B,)`): How often the denoiser was evaluated, over all importance samples.
     """
 
     nats: Tensor
@@ -45,11 +45,11 @@ def log_likelihood(
 
     `p(z_0)` is the density that the flow carries the prior `N(0, I)` to, from `gamma(1)` to `gamma(0)`. One draw gives
     `log w = log p(z_0) + log P(v|z_0) - log q(z_0|v)`, whose expectation is a lower bound; K draws give the log of their mean,
-    `logsumexp_k(log w) - log K`, a tighter one. With an estimated trace the noise of `log p` makes the latter rise for
-    no good reason, by about half the variance of that noise where K is large: it is a bound only with `trace="exact"`.
+    `logsumexp_k(log w) - log K`, a tighter one. It is a bound only with `trace="exact"`: the noise of an estimated
+    trace raises it without cause, for large K by about half the variance of that noise.
 
     Args:
-        vdm ([`VDM`]): Of which the denoiser, the prediction type, the end points of the schedule and `num_levels` count.
+        vdm ([`VDM`]): Only its denoiser, prediction type, `num_levels` and the end points of its schedule matter.
         images (`Tensor` of shape `(B, C, *size)`): Integers in `[0, num_levels)`, of an integer dtype.
         condition (`Condition`, *optional*): What the denoiser is told besides.
         dequantization (`str`, defaults to `"decoder"`): A key of `DEQUANTIZATIONS`.

@@ -32,7 +32,7 @@ class Flow(NamedTuple):
         z (`Tensor` of shape `(B, C, *size)`): The latents at the other end.
         log_det (`Tensor` of shape `(B,)`): `∫ div(dz/dgamma) dgamma`, in nats, so that `log p(start) = log p(end) + log_det`;
             zero where no divergence was asked for.
-        num_evaluations (`Tensor` of shape `(B,)`): Of the denoiser, for each image by itself.
+        num_evaluations (`Tensor` of shape `(B,)`): How often the denoiser was evaluated for each image.
     """
 
     z: Tensor

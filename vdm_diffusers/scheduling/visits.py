@@ -33,7 +33,7 @@ class Visit:
 
     Args:
         steps ([`Steps`]): Where they lead.
-        state (`tuple`): What of a scheduler they were made from, see `VDMScheduler._state`.
+        state (`tuple`): The state of the scheduler that they were made from, see `VDMScheduler._state`.
     """
 
     def __init__(self, steps: Steps, state: tuple):

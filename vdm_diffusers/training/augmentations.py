@@ -1,4 +1,4 @@
-"""Augmentations: what training does to a batch of images, on their device, and what the denoiser is told of it."""
+"""Augmentations: random changes to a batch of training images, on their device, and what the denoiser is told of them."""
 
 from collections.abc import Callable
 
@@ -18,7 +18,7 @@ def unchanged(images: Tensor) -> Augmented:
 
 
 def flip(images: Tensor) -> Augmented:
-    """Every image mirrored with probability ½, as if the data were so."""
+    """Every image mirrored with probability ½; the denoiser is not told."""
     return torch.where(_coin(images), images.flip(-1), images), None
 
 
@@ -36,7 +36,7 @@ def flip_and_turn(images: Tensor) -> Augmented:
 
 
 AUGMENTATIONS: dict[str, Callable[[Tensor], Augmented]] = {"none": unchanged, "flip": flip, "paper": flip_and_turn}
-"""By their names as options; their draws are of the global generator of the images' device."""
+"""Augmentations by the names of the option; they draw from the global generator of the images' device."""
 
 
 def check_augmentation(augmentation: str, shape: tuple[int, int, int]) -> None:

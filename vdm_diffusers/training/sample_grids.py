@@ -1,4 +1,4 @@
-"""The samples that a training run draws and shows: one grid, of a class-conditional model with a block for every class."""
+"""The samples that a training run draws, as one grid; for a class-conditional model, with a block for every class."""
 
 import math
 import os
@@ -16,7 +16,7 @@ from .config import TrainingConfig
 
 
 def sample_labels(vdm: VDM, num_samples: int) -> list[int] | None:
-    """The classes of so many samples: all in turn, or as many of them as there are samples, spread evenly."""
+    """The classes to sample: all in turn, or, if there are fewer samples than classes, some that are spread evenly."""
     number = num_classes(vdm.unet)
     if number is None:
         return None

@@ -1,4 +1,4 @@
-"""What a training run does: trains a model, looks at it from time to time, and survives what happens to it."""
+"""The training loop: trains a model, validates it from time to time, and survives interruptions."""
 
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -354,7 +354,7 @@ class Trainer:
 
     @contextmanager
     def _leaving_checkpoint(self) -> Iterator[None]:
-        """Data that can't be read end a run with a checkpoint, on all processes."""
+        """If data can't be read, end the run with a checkpoint, on all processes."""
         try:
             yield
         except DataError as error:
@@ -396,7 +396,7 @@ class Trainer:
 
     @contextmanager
     def _going_on_without(self, what: str) -> Iterator[None]:
-        """A disk that is full, or gone, doesn't end a run of days for the sake of a picture."""
+        """Warn and carry on if a file can't be written: a full disk must not end a run of days for a picture."""
         try:
             yield
         except OSError as error:
