@@ -110,6 +110,13 @@ def test_a_share_of_the_samples_is_told_nothing(models):
     assert drop({}, 0.3, vdm.unet) == {}
 
 
+def test_a_compiled_denoiser_takes_what_it_wraps(models):
+    vdm, _, condition = models
+    expected = loss(vdm, condition)
+    vdm.unet = torch.compile(vdm.unet, backend="eager")
+    torch.testing.assert_close(loss(vdm, condition), expected)
+
+
 @pytest.mark.parametrize(
     ("make", "condition", "error", "message"),
     [

@@ -93,12 +93,12 @@ def _check_keywords(condition: Condition, denoiser: nn.Module) -> None:
 
 @lru_cache
 def _keywords(forward: Callable) -> tuple[frozenset[str], frozenset[str] | None]:
-    """The keywords that a denoiser's `forward` needs after the sample and the timestep, and those that it takes, if not any."""
-    parameters = list(signature(forward).parameters.values())[3:]
-    named = [p for p in parameters if p.kind in (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)]
-    takes_any = any(p.kind is Parameter.VAR_KEYWORD for p in parameters)
-    needed = frozenset(p.name for p in named if p.default is p.empty)
-    return needed, None if takes_any else frozenset(p.name for p in named)
+    """The keywords that a denoiser's `forward` needs besides sample and timestep, and those that it takes; `None` for any."""
+    parameters = list(signature(forward).parameters.values())
+    if any(p.kind in (Parameter.VAR_KEYWORD, Parameter.VAR_POSITIONAL) for p in parameters):  # as of a wrapper
+        return frozenset(), None
+    keywords = parameters[3:]
+    return frozenset(p.name for p in keywords if p.default is p.empty), frozenset(p.name for p in keywords)
 
 
 def null_condition(condition: Condition, denoiser: nn.Module) -> Condition:

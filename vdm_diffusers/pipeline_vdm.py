@@ -202,7 +202,7 @@ class VDMPipeline(PlainConfigMixin, DiffusionPipeline):
                 f"`callback_on_step_end_tensor_inputs` has {sorted(unknown)}, but offers {self._callback_tensor_inputs}."
             )
         check_scheduler(self.scheduler, self.config.get("trained_for"))
-        if guidance_scale != 1 and class_labels is None and not condition:
+        if guidance_scale != 1 and not as_condition(condition, class_labels):
             raise ValueError(f"`guidance_scale` is {guidance_scale}, which needs `class_labels`, or another `condition`.")
         if latents is not None:
             self._check_shape("latents", latents)
