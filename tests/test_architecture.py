@@ -16,7 +16,7 @@ PACKAGE = Path(vdm_diffusers.__file__).parent
 ORDER = (
     "precision", "units", "randomness", "gaussian", "weightings", "timestep_maps", "guards", "pictures", "command_line",
     "noise_schedules",
-    "unet_vdm", "autoencoders", "denoisers", "class_names", "conditioning",
+    "unet_vdm", "autoencoders", "class_names", "conditioning", "denoisers",
     "scheduling", "scheduling_vdm", "vdm", "pixel_space", "probability_flow", "pipeline_vdm",
     "figures", "likelihood", "data", "training",
     "convert", "image_quality", "fid", "evaluate", "train",
@@ -83,6 +83,12 @@ SPELL_FLAGS = {"command_line", "guards.messages", "data.options", "fid", "evalua
 
 def test_library_code_names_its_own_arguments():
     assert {name for name, path in MODULES.items() if "`--" in path.read_text()} <= SPELL_FLAGS
+
+
+def test_few_modules_know_what_a_condition_is():
+    """The denoiser, what understands conditions, and where users name classes; all others hand a condition on."""
+    knowing = {name for name, path in MODULES.items() if "class_labels" in path.read_text()}
+    assert {"conditioning", "unet_vdm", "vdm", "pipeline_vdm"} <= knowing and len(knowing) <= 6, sorted(knowing)
 
 
 def test_no_room_is_named_like_a_pipeline_of_diffusers():

@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from operator import index
 
 from torch import Tensor
 
@@ -48,21 +47,8 @@ def in_order(id2label: Mapping[int, str] | None, number: int | None) -> list[str
     return None if not id2label or number is None else [id2label.get(label, "") for label in range(number)]
 
 
-def find_label(label: int | str, labels: Mapping[str, int]) -> int:
-    """The label of a class by its name, an integer as it is; `ValueError` for a name that is not in `labels`."""
-    if not isinstance(label, str):
-        try:
-            return index(label)
-        except TypeError as error:
-            raise ValueError(f"`class_labels` must be integers or names of classes, but are {label!r}.") from error
-    if not labels:
-        raise ValueError(f"`class_labels` has the name {label!r}, but this model has no names of classes: give integers.")
-    if label not in labels:
-        raise ValueError(f"`class_labels` has {label!r}, which names no class, or several: {_suggestion(label, labels)}.")
-    return labels[label]
-
-
-def _suggestion(unknown: str, labels: Mapping[str, int]) -> str:
+def suggestion(unknown: str, labels: Mapping[str, int]) -> str:
+    """The names most like an unknown one, or else those that there are, as the end of a sentence."""
     folded = {name.casefold(): name for name in labels}
     close = [folded[name] for name in get_close_matches(unknown.casefold(), folded, n=3)]
     if close:

@@ -1,35 +1,184 @@
-"""What a denoiser is told beside its noise level: nothing or a class, of which the last means none."""
+"""Conditions: what a denoiser is told beside its noise level. This module alone knows what is in one."""
 
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from inspect import Parameter, signature
+from operator import index
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .class_names import Labels, suggestion
+from .gaussian import expand
+
+
+Condition = Mapping[str, Tensor]
+"""`{keyword of the denoiser: tensor, the batch first}`; empty, or `None`, for none. All other code hands it on unread."""
+
+LABELS = "class_labels"
+"""The keyword of labels of classes, as in diffusers; the label after the last class means none."""
+
 
 def num_classes(denoiser: nn.Module) -> int | None:
-    """How many classes a denoiser knows, `None` if it is unconditional; the label after the last of them means none."""
+    """How many classes a denoiser knows, the null class left out; `None` if it is unconditional."""
     config = getattr(denoiser, "config", {})
     if config.get("num_class_embeds"):
         return config["num_class_embeds"] - 1
     return config.get("num_embeds_ada_norm")
 
 
-def check_class_labels(class_labels: Tensor | None, batch_size: int, unet: nn.Module) -> None:
-    """
-    Refuse labels that are not one whole number `(B,)` an image, or not of the denoiser's classes; the numbers themselves are
-    looked at on the CPU, where this waits for nothing.
+def as_condition(condition: Condition | Tensor | None, class_labels: Tensor | None = None) -> Condition:
+    """The condition that a caller means, who may give `class_labels` apart, or nothing but labels."""
+    if not isinstance(condition, Mapping | None):
+        condition, class_labels = None, condition
+    return (condition or {}) if class_labels is None else {**(condition or {}), LABELS: class_labels}
 
-    Raises `TypeError` or `ValueError`.
+
+def split_batch(batch: Mapping[str, Tensor]) -> tuple[Tensor, Condition]:
+    """The images of a batch of data, and their condition: whatever the items have besides."""
+    return batch["images"], {keyword: tensor for keyword, tensor in batch.items() if keyword != "images"}
+
+
+def trial_condition(denoiser: nn.Module, device: str | torch.device = "cpu") -> Condition:
+    """A condition for one sample, to try a denoiser with: the first class, if it has any."""
+    return {} if num_classes(denoiser) is None else {LABELS: torch.zeros(1, dtype=torch.long, device=device)}
+
+
+def check_condition(condition: Condition, batch_size: int, denoiser: nn.Module) -> None:
     """
-    if class_labels is None:
-        return
-    if not isinstance(class_labels, Tensor):
-        raise TypeError(f"`class_labels` are a {type(class_labels).__name__}, but must be a tensor of whole numbers.")
-    if class_labels.is_floating_point() or class_labels.dtype == torch.bool or class_labels.shape != (batch_size,):
+    Refuse a condition that a denoiser doesn't take, or that is not one for each sample.
+
+    The values of labels are looked at on the CPU alone, where this waits for nothing.
+
+    Raises:
+        `TypeError`: for what is no tensor.
+        `ValueError`: for keywords that the denoiser lacks, or needs; for another number of rows than `batch_size`; and for
+            labels that are not whole numbers, or of no class.
+    """
+    if not torch.compiler.is_compiling():
+        _check_keywords(condition, denoiser)
+    for keyword, tensor in condition.items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"`{keyword}` are a {type(tensor).__name__}, but must be a tensor with a row for each image.")
+        if keyword == LABELS:
+            _check_labels(tensor, batch_size, denoiser)
+        elif tensor.shape[:1] != (batch_size,):
+            raise ValueError(
+                f"`{keyword}` have the shape {tuple(tensor.shape)}, but must have {batch_size} rows, one an image."
+            )
+
+
+def _check_labels(labels: Tensor, batch_size: int, denoiser: nn.Module) -> None:
+    if labels.is_floating_point() or labels.dtype == torch.bool or labels.shape != (batch_size,):
         raise ValueError(
-            f"`class_labels` must be {batch_size} whole numbers, one an image, but are {class_labels.dtype} of shape"
-            f" {tuple(class_labels.shape)}."
+            f"`class_labels` must be {batch_size} whole numbers, one an image, but are {labels.dtype} of shape"
+            f" {tuple(labels.shape)}."
         )
-    null = num_classes(unet)
-    if null is not None and class_labels.device.type == "cpu" and not torch.compiler.is_compiling():
-        low, high = class_labels.aminmax()
+    null = num_classes(denoiser)
+    if null is not None and labels.device.type == "cpu" and not torch.compiler.is_compiling():
+        low, high = labels.aminmax()
         if low < 0 or high > null:
             raise ValueError(f"`class_labels` run from {low} to {high}, but must be from 0 to {null}, the last for no class.")
+
+
+def _check_keywords(condition: Condition, denoiser: nn.Module) -> None:
+    needed, taken = _keywords(type(denoiser).forward)
+    name = type(denoiser).__name__
+    if missing := needed - condition.keys():
+        raise ValueError(f"{name} needs {', '.join(f'`{keyword}`' for keyword in sorted(missing))}: give it in `condition`.")
+    if taken is not None and (unknown := condition.keys() - taken):
+        raise ValueError(f"{name} takes no {', '.join(f'`{keyword}`' for keyword in sorted(unknown))}: leave it out.")
+
+
+@lru_cache
+def _keywords(forward: Callable) -> tuple[frozenset[str], frozenset[str] | None]:
+    """The keywords that a denoiser's `forward` needs besides sample and timestep, and those that it takes; `None` for any."""
+    parameters = list(signature(forward).parameters.values())
+    if any(p.kind in (Parameter.VAR_KEYWORD, Parameter.VAR_POSITIONAL) for p in parameters):  # as of a wrapper
+        return frozenset(), None
+    keywords = parameters[3:]
+    return frozenset(p.name for p in keywords if p.default is p.empty), frozenset(p.name for p in keywords)
+
+
+def null_condition(condition: Condition, denoiser: nn.Module) -> Condition:
+    """What guidance compares a condition with: the null class, and zeros for floating-point numbers; the rest stays."""
+    return {keyword: _null(keyword, tensor, denoiser) for keyword, tensor in condition.items()}
+
+
+def _null(keyword: str, tensor: Tensor, denoiser: nn.Module) -> Tensor:
+    if keyword == LABELS:
+        return torch.full_like(tensor, num_classes(denoiser))
+    return torch.zeros_like(tensor) if tensor.is_floating_point() else tensor
+
+
+def drop(condition: Condition, share: float, denoiser: nn.Module) -> Condition:
+    """The condition, that of a random share of the samples replaced by the null condition; drawn where the tensors are."""
+    if not condition:
+        return condition
+    first, null = next(iter(condition.values())), null_condition(condition, denoiser)
+    dropped = torch.rand(len(first), device=first.device) < share
+    return {keyword: torch.where(expand(dropped, tensor), null[keyword], tensor) for keyword, tensor in condition.items()}
+
+
+def concatenate(first: Condition, second: Condition) -> Condition:
+    """One batch of two, whose conditions have the same keywords."""
+    return {keyword: torch.cat([tensor, second[keyword]]) for keyword, tensor in first.items()}
+
+
+def to_device(condition: Condition, device: str | torch.device) -> Condition:
+    """The condition with all tensors on a device."""
+    return {keyword: tensor.to(device) for keyword, tensor in condition.items()}
+
+
+def batch_sizes(condition: Condition) -> dict[str, int]:
+    """The number of rows of each tensor, by keyword."""
+    return {keyword: len(tensor) for keyword, tensor in condition.items() if isinstance(tensor, Tensor) and tensor.ndim}
+
+
+def labels_of(class_labels: Labels, number: int, names: Mapping[str, int], denoiser: nn.Module) -> Tensor:
+    """
+    Labels as users give them, as a tensor of int64 on the CPU.
+
+    Args:
+        class_labels (`list[int | str]`, `Tensor`, `int` or `str`): One for each sample, or one for all; names count as labels.
+        number (`int`): Of samples, for one label for all.
+        names (`dict[str, int]`): The labels of the names.
+        denoiser (`nn.Module`): Whose classes they are.
+
+    Raises `ValueError` for an unconditional denoiser and for unknown names, `TypeError` for what are no whole numbers.
+    """
+    if num_classes(denoiser) is None:
+        raise ValueError("`class_labels` were given, but this denoiser is unconditional: leave them out.")
+    if isinstance(class_labels, (Tensor, np.ndarray)) and class_labels.ndim == 0:
+        class_labels = class_labels.item()
+    if not isinstance(class_labels, Tensor):
+        alone = isinstance(class_labels, str) or not hasattr(class_labels, "__len__")
+        class_labels = [find_label(label, names) for label in ([class_labels] * number if alone else class_labels)]
+    return _whole_numbers(class_labels).cpu()
+
+
+def find_label(label: int | str, names: Mapping[str, int]) -> int:
+    """The label of a class by its name, an integer as it is; `ValueError` for a name that is not in `names`."""
+    if not isinstance(label, str):
+        try:
+            return index(label)
+        except TypeError as error:
+            raise ValueError(f"`class_labels` must be integers or names of classes, but are {label!r}.") from error
+    if not names:
+        raise ValueError(f"`class_labels` has the name {label!r}, but this model has no names of classes: give integers.")
+    if label not in names:
+        raise ValueError(f"`class_labels` has {label!r}, which names no class, or several: {suggestion(label, names)}.")
+    return names[label]
+
+
+def _whole_numbers(class_labels: Sequence[int] | Tensor) -> Tensor:
+    try:
+        labels = torch.as_tensor(class_labels).reshape(-1)
+    except (TypeError, ValueError, RuntimeError):
+        labels = torch.empty(0)
+    if labels.is_floating_point() or labels.dtype == torch.bool or not len(labels):
+        raise TypeError(
+            f"`class_labels` are {class_labels!r}, but must be whole numbers, one an image: the indices of classes."
+        )
+    return labels.long()

@@ -1,20 +1,13 @@
-"""What a denoiser tells of itself: how it is called, and the shape of a sample."""
+"""What a denoiser tells of itself: the shape of a sample, and what it makes of one."""
 
-import inspect
+from collections.abc import Sequence
 
+import torch
+from diffusers import ModelMixin
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-
-def check_denoiser(unet: nn.Module) -> None:
-    """Raise `ValueError` for a denoiser that can't be called as `unet(sample, timestep)`, such as one of texts."""
-    parameters = list(inspect.signature(unet.forward).parameters.values())[2:]
-    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    needed = [f"`{p.name}`" for p in parameters if p.kind in kinds and p.default is p.empty]
-    if needed:
-        raise ValueError(
-            f"{type(unet).__name__} needs {', '.join(needed)}, but a denoiser here is told a timestep and, at most, a class."
-        )
+from .conditioning import trial_condition
 
 
 def sample_shape(unet: nn.Module) -> tuple[int, ...] | None:
@@ -32,3 +25,14 @@ def sample_shape(unet: nn.Module) -> tuple[int, ...] | None:
 def _num_spatial_dims(unet: nn.Module) -> int:
     """Those of its first convolution; 2 if it has none."""
     return next((len(module.kernel_size) for module in unet.modules() if isinstance(module, _ConvNd)), 2)
+
+
+@torch.no_grad()
+def check_denoiser(unet: ModelMixin, shape: Sequence[int]) -> None:
+    """Raise an error unless a denoiser makes a sample `(C, *size)` of one, or two with variances; nothing is computed."""
+    config = dict(unet.config) | {"_use_default_values": []}  # what is listed there `from_config` would leave out
+    with torch.device("meta"):
+        twin = type(unet).from_config(config).eval()
+        output = twin(torch.zeros(1, *shape), torch.zeros(1), return_dict=False, **trial_condition(unet))[0]
+    if output.shape[0] != 1 or output.shape[1] not in (shape[0], 2 * shape[0]) or tuple(output.shape[2:]) != tuple(shape[1:]):
+        raise ValueError(f"Its denoiser makes {tuple(output.shape[1:])} of {tuple(shape)}.")

@@ -29,9 +29,10 @@ from .data.checking import describe_unreadable
 from .data.images import ImageData, load_images
 from .data.matching import check_images
 from .data.options import SHORT_NAMES, DataOptions
+from .denoisers import check_denoiser
 from .figures import check_figure_path, save_loss_profiles
 from .guards.arguments import Count, Draws, Limit, at_least
-from .guards.foreign_models import check_denoiser, check_pipeline
+from .guards.foreign_models import check_pipeline
 from .guards.loading import refused_as
 from .guards.messages import Message, refuse_if
 from .guards.secrecy import guarded_output

@@ -3,7 +3,7 @@
     alpha² = sigmoid(-gamma)    sigma² = sigmoid(gamma)    SNR = alpha² / sigma² = exp(-gamma)
 
 Nothing here knows where a gamma came from. Throughout, `s < t`: t = 0 is data and t = 1 is noise. A `gamma` is a scalar
-tensor or one value per image, `(B,)`; it is broadcast against images `(B, C, H, W)`. `1 - alpha²` is never formed: every
+tensor or one value per image, `(B,)`; it is broadcast against samples `(B, *shape)`. `1 - alpha²` is never formed: every
 coefficient goes through `sigmoid`, `softplus` or `expm1`, so it keeps its relative precision at both ends of the diffusion.
 Sections are those of Kingma et al. 2021, "Variational Diffusion Models".
 """

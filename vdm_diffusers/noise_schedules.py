@@ -28,13 +28,13 @@ from .precision import FullPrecisionModule, at_least_float32, highest_precision,
 
 
 NOISE_SCHEDULES: dict[str, type["NoiseSchedule"]] = {}
-"""Every schedule by its name, as options and saved configurations give it: a class that is defined is in it."""
+"""Every schedule by its name in options and saved configurations. Defining a class adds it."""
 
 MAX_GAMMA = 80.0
-"""Of either sign: a signal-to-noise ratio beyond its exponential is none in float32."""
+"""The largest gamma of either sign: beyond it float32 can't hold the signal-to-noise ratio."""
 
 MAX_TABLE_GAMMA = 2 * MAX_GAMMA
-"""Of tables and timesteps, which chains reach further than schedules: the root of the ratio still is one in float32."""
+"""The largest in tables and timesteps, since chains reach further: float32 still holds the square root of the ratio."""
 
 Size = Annotated[int, Within(1, 2**20)]
 
@@ -49,7 +49,7 @@ class NoiseSchedule(FullPrecisionModule, ModelMixin, PlainConfigMixin, ABC):
 
     def __init_subclass__(cls, **kwargs) -> None:
         super().__init_subclass__(**kwargs)
-        for name in ("forward", "with_derivative", "with_separate_gradients"):
+        for name in ("forward", "with_derivative", "with_interior"):
             if name in vars(cls):
                 setattr(cls, name, in_full_precision(vars(cls)[name]))
         if not any(getattr(getattr(cls, name, None), "__isabstractmethod__", False) for name in dir(cls)):
@@ -112,15 +112,14 @@ class NoiseSchedule(FullPrecisionModule, ModelMixin, PlainConfigMixin, ABC):
         """`(gamma(t), dgamma/dt)`, both shaped as `t`, by forward-mode differentiation."""
         return _with_derivative(self.forward, t)
 
-    def with_separate_gradients(self, t: Tensor) -> tuple[Tensor, Tensor, Callable[[Tensor], None]]:
+    def with_interior(self, t: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         """
-        As [`~NoiseSchedule.with_derivative`], and a function that scales the gradients of what lies between the end points.
+        As [`~NoiseSchedule.with_derivative`], and the tensors, shaped as `t`, through which both depend on what lies between
+        the end points: a gradient scaled there is scaled for the interior, not for the end points.
 
-        Called before the backward pass with a factor shaped as `t`, it multiplies what flows from each time into the parameters
-        of the interior, and leaves alone what flows into the end points. Here it does nothing: a schedule whose end points are
-        not parameters of their own can't tell the two apart.
+        There are none unless the end points are parameters of their own.
         """
-        return *self.with_derivative(t), lambda factor: None
+        return *self.with_derivative(t), ()
 
     def fix_end_points(self) -> None:
         """Learn nothing but the interior from now on; `ValueError` where the end points are not parameters of their own."""
@@ -237,21 +236,15 @@ class PinnedSchedule(NoiseSchedule, ABC):
         return self._between_end_points(((inside - start) / (end - start)).reshape(t.shape))
 
     def with_derivative(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        return self.with_separate_gradients(t)[:2]
+        return self.with_interior(t)[:2]
 
-    def with_separate_gradients(self, t: Tensor) -> tuple[Tensor, Tensor, Callable[[Tensor], None]]:
+    def with_interior(self, t: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         # apart from the slope, which may be infinite at an end of the curve: its gradient would be NaN, times 0
         start, end = self.curve(torch.linspace(0, 1, 2, dtype=t.dtype, device=t.device)).unbind()
         curve, slope = self.curve_with_slope(t.flatten())
         rise = end - start
         progress, rate = ((curve - start) / rise).reshape(t.shape), (slope / rise).reshape(t.shape)
-
-        def scale_interior(factor: Tensor) -> None:
-            for tensor in (progress, rate):
-                if tensor.requires_grad:
-                    tensor.register_hook(lambda gradient: gradient * factor)
-
-        return self._between_end_points(progress), (self.gamma_1 - self.gamma_0) * rate, scale_interior
+        return self._between_end_points(progress), (self.gamma_1 - self.gamma_0) * rate, (progress, rate)
 
     def _between_end_points(self, progress: Tensor) -> Tensor:
         return (1 - progress) * self.gamma_0 + progress * self.gamma_1
@@ -546,7 +539,7 @@ def _end_slope(step: Tensor, secant: Tensor) -> Tensor:
 
 
 MAX_LENGTH = 100_000
-"""Of a table or a chain that travels in a configuration: published ones have 4,000 entries at most."""
+"""The most entries of a table or a chain in a configuration; published ones have 4,000 at most."""
 
 
 def as_vector(name: str, values: Sequence[float]) -> Tensor:

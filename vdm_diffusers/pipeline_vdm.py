@@ -15,9 +15,20 @@ from torch import Tensor, nn
 
 from . import gaussian
 from .autoencoders import decode
-from .class_names import Labels, check_class_names, find_label, labels_by_name
-from .conditioning import num_classes
-from .denoisers import check_denoiser, sample_shape
+from .class_names import Labels, check_class_names, labels_by_name
+from .conditioning import (
+    Condition,
+    as_condition,
+    batch_sizes,
+    check_condition,
+    concatenate,
+    find_label,
+    labels_of,
+    null_condition,
+    num_classes,
+    to_device,
+)
+from .denoisers import sample_shape
 from .guards.arguments import Within, check_argument, checked
 from .guards.finiteness import Trace, check_images
 from .guards.plain_config import PlainConfigMixin
@@ -41,7 +52,7 @@ NUMBERS = {
     "num_inference_steps": Annotated[int, Within(1, 10**6)],
     "eta": Annotated[float, Within(0, 1)] | None,
 }
-"""Arguments of a call, and what they may be."""
+"""The numbers among the arguments of a call, and what they may be."""
 
 
 class VDMPipeline(PlainConfigMixin, DiffusionPipeline):
@@ -67,7 +78,7 @@ class VDMPipeline(PlainConfigMixin, DiffusionPipeline):
             parts that commas separate. Names that several classes have are left out.
 
     Raises:
-        `TypeError` and `ValueError`: for components of another kind, as a denoiser that needs more than a timestep and a class.
+        `TypeError` and `ValueError`: for components of another kind.
     """
 
     __module__ = __package__  # the name of the library in a `model_index.json`
@@ -87,7 +98,6 @@ class VDMPipeline(PlainConfigMixin, DiffusionPipeline):
         trained_for: dict | None = None,
     ):
         super().__init__()
-        check_denoiser(unet)
         check_description(trained_for)
         id2label = check_class_names(id2label, num_classes(unet))
         self.register_modules(unet=unet, scheduler=scheduler, vae=vae)
@@ -121,19 +131,20 @@ class VDMPipeline(PlainConfigMixin, DiffusionPipeline):
         return_dict: bool = True,
         callback_on_step_end: Callable[["VDMPipeline", int, Tensor, dict], dict] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        condition: Condition | None = None,
     ) -> ImagePipelineOutput | tuple:
         r"""
         The call function to the pipeline for generation.
 
         Args:
             batch_size (`int`, *optional*):
-                The number of images to generate. Defaults to the number of `class_labels` or `latents`, or to 1.
+                The number of images to generate. Defaults to that of `class_labels`, `condition` or `latents`, or to 1.
             class_labels (`list[int | str]`, `torch.Tensor`, `int` or `str`, *optional*):
                 One label an image, or one for all of them, if the denoiser is class-conditional: an integer, or the name of
                 a class. A string is always a name, `"3"` that of the class called so.
             guidance_scale (`float`, *optional*, defaults to 1.0):
-                Scale of classifier-free guidance, enabled when it differs from 1: the denoiser's output for the null class, its
-                last, plus this multiple of the difference that the label makes.
+                Scale of classifier-free guidance, enabled when it differs from 1: the denoiser's output for the null condition
+                (the null class, and zeros for other numbers), plus this multiple of the difference that the condition makes.
             num_inference_steps (`int`, *optional*, defaults to 250):
                 The number of denoising steps.
             timesteps (`list[float]` or `torch.Tensor`, *optional*):
@@ -144,17 +155,20 @@ class VDMPipeline(PlainConfigMixin, DiffusionPipeline):
             generator (`torch.Generator` or `list[torch.Generator]`, *optional*):
                 One or several [`torch.Generator`](https://pytorch.org/docs/stable/generated/torch.Generator.html) to make
                 generation deterministic; a list has one for each image.
-            latents (`torch.Tensor` of shape `(B, C, H, W)`, *optional*):
+            latents (`torch.Tensor` of shape `(B, C, *size)`, *optional*):
                 `z_1`, standard normal. Drawn from `generator` by default. Kept in float32 whatever the denoiser's dtype.
             output_type (`str`, *optional*, defaults to `"pil"`):
-                `"pil"` (`PIL.Image`), `"np"` (`np.ndarray` `(B, H, W, C)`) or `"pt"` (`torch.Tensor` `(B, C, H, W)`), the last
-                two in [0, 1] with level `v` at `v / (num_levels - 1)`; or `"latent"`, `z_0` before the decoder.
+                `"pil"` (`PIL.Image`, of images alone), `"np"` (`np.ndarray` `(B, *size, C)`) or `"pt"` (`torch.Tensor`
+                `(B, C, *size)`), the last two in [0, 1] with level `v` at `v / (num_levels - 1)`; or `"latent"`, `z_0` before
+                the decoder.
             return_dict (`bool`, *optional*, defaults to `True`):
                 Whether or not to return an [`ImagePipelineOutput`] instead of a plain tuple.
             callback_on_step_end (`Callable`, *optional*):
                 Called after each step as `callback(pipeline, step, timestep, callback_kwargs)`; may return new `latents` in a
                 dictionary, or set `pipeline._interrupt` to leave out the steps that remain.
             callback_on_step_end_tensor_inputs (`list[str]`, *optional*): Tensors in `callback_kwargs`; `[]` for none.
+            condition (`dict[str, torch.Tensor]`, *optional*):
+                What the denoiser is told besides, by its keywords, with a row for each image.
 
         Returns:
             [`ImagePipelineOutput`] or `tuple`: whose first element is the images.
@@ -188,15 +202,14 @@ class VDMPipeline(PlainConfigMixin, DiffusionPipeline):
                 f"`callback_on_step_end_tensor_inputs` has {sorted(unknown)}, but offers {self._callback_tensor_inputs}."
             )
         check_scheduler(self.scheduler, self.config.get("trained_for"))
-        if guidance_scale != 1 and class_labels is None:
-            raise ValueError(
-                f"`guidance_scale` is {guidance_scale}, which needs `class_labels` and a class-conditional denoiser."
-            )
+        if guidance_scale != 1 and not as_condition(condition, class_labels):
+            raise ValueError(f"`guidance_scale` is {guidance_scale}, which needs `class_labels`, or another `condition`.")
         if latents is not None:
             self._check_shape("latents", latents)
         device = self._execution_device
-        class_labels = self._labels(class_labels, batch_size or (1 if latents is None else len(latents)))
-        batch_size = self._resolve_batch_size(batch_size, class_labels, latents)
+        condition = self._condition(condition, class_labels, batch_size or (1 if latents is None else len(latents)))
+        batch_size = self._resolve_batch_size(batch_size, condition, latents)
+        condition = self._checked(condition, batch_size)
         # before the latents: some schedulers scale them by the first noise level
         self._set_timesteps(num_inference_steps, timesteps, device)
         latents = self._prepare_latents(batch_size, generator, latents, device)
@@ -210,7 +223,7 @@ class VDMPipeline(PlainConfigMixin, DiffusionPipeline):
         trace = Trace()
         with evaluating(self.unet):
             for i, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
-                model_output = self._guided_output(latents, t, class_labels)
+                model_output = self._guided_output(latents, t, condition)
                 latents = self.scheduler.step(model_output, t, latents, return_dict=False, **step_kwargs)[0]
                 trace.record(t, model_output, latents)
                 if callback_on_step_end is not None:
@@ -233,23 +246,26 @@ class VDMPipeline(PlainConfigMixin, DiffusionPipeline):
         trace: str = "rademacher",
         tolerance: float = 1e-5,
         generator: Generators = None,
+        condition: Condition | None = None,
     ) -> Tensor:
         r"""
         The log-likelihood of images in nats, by the probability-flow ODE; see [`~ode_likelihood.log_likelihood`].
 
         It is a random lower bound of `log P(image)` in expectation, one draw of dequantisation noise and one of the trace's
-        probe. Bits per dimension are `-nats / (C H W log 2)`. The variational bound is `VDM.from_pipeline(pipe)(images)`.
+        probe. Bits per dimension are `-nats / (D log 2)`, D being the number of elements of a sample, such as `C H W`. The
+        variational bound is `VDM.from_pipeline(pipe)(images)`.
 
         Args:
             images (`list[PIL.Image.Image]`, `np.ndarray` or `torch.Tensor`):
                 PIL images, shown levels as `__call__` returns them: `v` at `255 v / (num_levels - 1)`. Or integers in
-                `[0, num_levels)`: an array `(B, H, W, C)` or a tensor `(B, C, H, W)`.
+                `[0, num_levels)`: an array `(B, *size, C)` or a tensor `(B, C, *size)`.
             class_labels (*optional*): As `__call__` takes them, if the denoiser is class-conditional.
             dequantization (`str`, *optional*, defaults to `"decoder"`): Or `"truncated_normal"`, `"uniform"`.
             num_importance_samples (`int`, *optional*, defaults to 1): More of them tighten the bound.
             trace (`str`, *optional*, defaults to `"rademacher"`): Or `"gaussian"` or, for small images, `"exact"`.
             tolerance (`float`, *optional*, defaults to 1e-5): Of the adaptive solver.
             generator (`torch.Generator` or a list of them, one an image, *optional*): Of the draws, on the CPU.
+            condition (*optional*): As `__call__` takes it.
 
         Returns:
             `torch.Tensor` of shape `(B,)`: nats, in float64.
@@ -258,23 +274,29 @@ class VDMPipeline(PlainConfigMixin, DiffusionPipeline):
             `TypeError` and `ValueError`: for images that are not integers, do not fit `num_levels` or have another shape.
         """
         vdm, levels = self._vdm(), self._levels(images)
-        class_labels = self._labels(class_labels, len(levels))
+        condition = self._checked(self._condition(condition, class_labels, len(levels)), len(levels))
         _check_generators(generator, len(levels))
         options = (dequantization, num_importance_samples, trace, tolerance, generator)
-        nats = log_likelihood(vdm, levels, class_labels, *options).nats
+        nats = log_likelihood(vdm, levels, condition, *options).nats
         self.maybe_free_model_hooks()
         return nats
 
-    def encode(self, images: Images, class_labels: Labels | None = None, tolerance: float = 1e-5) -> Tensor:
-        """Images, as [`~VDMPipeline.log_likelihood`] takes them, to latents `z_1` `(B, C, H, W)` in float32, by the ODE.
+    def encode(
+        self,
+        images: Images,
+        class_labels: Labels | None = None,
+        tolerance: float = 1e-5,
+        condition: Condition | None = None,
+    ) -> Tensor:
+        """Images, as [`~VDMPipeline.log_likelihood`] takes them, to latents `z_1` `(B, C, *size)` in float32, by the ODE.
 
         `decode` is its inverse. So is sampling from `latents` with `eta=0`, in the limit of many steps.
         """
         vdm = self._vdm()
         x = vdm.scale(self._levels(images))
         gamma_0, gamma_1 = vdm.noise_schedule.end_points()
-        class_labels = self._labels(class_labels, len(x))
-        flow = integrate(vdm, gaussian.alpha(gamma_0) * x, gamma_0, gamma_1, class_labels, tolerance=tolerance)
+        condition = self._checked(self._condition(condition, class_labels, len(x)), len(x))
+        flow = integrate(vdm, gaussian.alpha(gamma_0) * x, gamma_0, gamma_1, condition, tolerance=tolerance)
         self.maybe_free_model_hooks()
         return flow.z.float()
 
@@ -284,21 +306,22 @@ class VDMPipeline(PlainConfigMixin, DiffusionPipeline):
         class_labels: Labels | None = None,
         tolerance: float = 1e-5,
         output_type: str = "pil",
+        condition: Condition | None = None,
     ) -> list[PIL.Image.Image] | np.ndarray | Tensor:
-        """Latents `z_1` `(B, C, H, W)` to images by the ODE; `output_type` is `"pil"`, `"np"` or `"pt"` as in `__call__`."""
+        """Latents `z_1` `(B, C, *size)` to images by the ODE; `output_type` is `"pil"`, `"np"` or `"pt"` as in `__call__`."""
         _check_output_type(output_type, OUTPUT_TYPES)
         self._check_pictures(output_type)
         self._check_shape("latents", latents)
         vdm = self._vdm()
         gamma_0, gamma_1 = vdm.noise_schedule.end_points()
         latents = latents.to(self._execution_device)
-        class_labels = self._labels(class_labels, len(latents))
-        flow = integrate(vdm, latents, gamma_1, gamma_0, class_labels, tolerance=tolerance)
+        condition = self._checked(self._condition(condition, class_labels, len(latents)), len(latents))
+        flow = integrate(vdm, latents, gamma_1, gamma_0, condition, tolerance=tolerance)
         self.maybe_free_model_hooks()
         return self._show((flow.z / gaussian.alpha(gamma_0)).float(), output_type)
 
     def _returned(self, outputs: dict | None, latents: Tensor) -> Tensor:
-        """The latents that a callback has returned, or else those that there are."""
+        """The latents that a callback returned, or the present ones if it returned none."""
         if not outputs:
             return latents
         if not isinstance(outputs, Mapping):
@@ -311,73 +334,71 @@ class VDMPipeline(PlainConfigMixin, DiffusionPipeline):
         return returned.to(latents)
 
     def _vdm(self) -> VDM:
-        """The model, with what is not the denoiser, which may be offloaded, where it is executed."""
+        """The model, with all but the denoiser, which may be offloaded, on the device of execution."""
         check_pixel_space(self)
         vdm = VDM.from_pipeline(self)
         for module in (vdm.noise_schedule, vdm.timestep_map):
             module.to(self._execution_device)
         return vdm
 
-    def _labels(self, class_labels: Labels | None, number: int) -> Tensor | None:
-        """The labels of so many images on the device; `ValueError` for those that the denoiser doesn't know."""
-        if class_labels is None:
-            return None
-        null = self._null_class()
-        if isinstance(class_labels, (Tensor, np.ndarray)) and class_labels.ndim == 0:
-            class_labels = class_labels.item()
-        if not isinstance(class_labels, Tensor):
-            alone = isinstance(class_labels, str) or not hasattr(class_labels, "__len__")
-            class_labels = [find_label(label, self.labels) for label in ([class_labels] * number if alone else class_labels)]
-        labels = _whole_numbers(class_labels).to(self._execution_device)
-        if ((labels < 0) | (labels > null)).any():
-            raise ValueError(f"`class_labels` are {labels.tolist()}, but must be from 0 to {null}, the last for no class.")
-        return labels
+    def _condition(self, condition: Condition | None, class_labels: Labels | None, number: int) -> Condition:
+        """The whole condition of a call, whose one label for all is one for so many images."""
+        labels = None if class_labels is None else labels_of(class_labels, number, self.labels, self.unet)
+        return as_condition(condition, labels)
+
+    def _checked(self, condition: Condition, number: int) -> Condition:
+        """A condition that the denoiser takes for so many images, on the device."""
+        check_condition(condition, number, self.unet)
+        return to_device(condition, self._execution_device)
 
     def _levels(self, images: Images) -> Tensor:
-        """Images as integers `(B, C, H, W)`."""
+        """Images as integers `(B, C, *size)`."""
         if isinstance(images, PIL.Image.Image):
             images = [images]
         if isinstance(images, list):
             images = self._shown_levels(images)
         elif isinstance(images, np.ndarray):
-            if images.ndim != 4 or images.dtype.kind not in "iu":
+            if images.ndim != 1 + len(self._sample_shape()) or images.dtype.kind not in "iu":
+                axes = "H, W" if len(self._sample_shape()) == 3 else "*size"
                 raise ValueError(
                     f"`images` are an array of the shape {images.shape} and the type {images.dtype}, but must be integers,"
-                    " (B, H, W, C)."
+                    f" (B, {axes}, C)."
                 )
-            images = torch.from_numpy(images.astype(np.int64)).permute(0, 3, 1, 2)
+            images = torch.from_numpy(images.astype(np.int64)).movedim(-1, 1)
         self._check_shape("images", images)
         return images.to(self._execution_device)
 
     def _check_pictures(self, output_type: str) -> None:
         if output_type == "pil" and not self.has_pictures:
-            raise ValueError(
-                f'PIL has no pictures of {self._channels} channels: take arrays by `output_type="np"`, or tensors by `"pt"`.'
-            )
+            channels, *size = self._shape_shown()
+            what = f"{channels} channels" if len(size) == 2 else f"{len(size)} dimensions"
+            raise ValueError(f'PIL has no pictures of {what}: take arrays by `output_type="np"`, or tensors by `"pt"`.')
 
     @property
     def has_pictures(self) -> bool:
-        """Whether `output_type="pil"` has a mode for the images: grey, with alpha, in colours, or colours with alpha."""
-        return self._channels in (1, 2, 3, 4)
+        """Whether `output_type="pil"` has a mode for the samples: grey, with alpha, in colours, or colours with alpha."""
+        channels, *size = self._shape_shown()
+        return channels in (1, 2, 3, 4) and len(size) == 2
 
-    @property
-    def _channels(self) -> int:
-        return self.unet.config.in_channels if self.vae is None else self.vae.config.get("out_channels", 3)
+    def _shape_shown(self) -> tuple[int, ...]:
+        """`(C, *size)` of the samples; with an autoencoder, the channels of its images and the size of their latents."""
+        channels, *size = self._sample_shape()
+        return channels if self.vae is None else self.vae.config.get("out_channels", 3), *size
 
     def _check_shape(self, name: str, tensor: Tensor) -> None:
-        """Raise an error unless it is a tensor `(B, C, H, W)` with the `(C, H, W)` of the model."""
+        """Raise an error unless it is a tensor `(B, *shape)`, of the model's shape."""
         if not isinstance(tensor, Tensor):
-            raise TypeError(f"`{name}` are a {type(tensor).__name__}, but must be a tensor (B, C, H, W).")
+            raise TypeError(f"`{name}` are a {type(tensor).__name__}, but must be a tensor (B, C, *size).")
         if name == "latents" and not tensor.is_floating_point():
             raise TypeError(f"`latents` are {tensor.dtype}, but must be floating-point numbers.")
         shape = self._sample_shape()
-        if tensor.ndim != 4 or len(tensor) == 0:
-            raise ValueError(f"`{name}` have the shape {tuple(tensor.shape)}, but must be (B, C, H, W), with at least one.")
+        if tensor.ndim != 1 + len(shape) or len(tensor) == 0:
+            raise ValueError(f"`{name}` have the shape {tuple(tensor.shape)}, but must be (B, *{shape}), with at least one.")
         if tuple(tensor.shape[1:]) != shape:
             raise ValueError(f"`{name}` have the shape {tuple(tensor.shape[1:])}, but this model's are {shape}.")
 
-    def _sample_shape(self) -> tuple[int, int, int]:
-        """`(C, H, W)` of the latents."""
+    def _sample_shape(self) -> tuple[int, ...]:
+        """`(C, *size)` of the latents."""
         shape = sample_shape(self.unet)
         if shape is None:
             raise ValueError(
@@ -414,12 +435,8 @@ class VDMPipeline(PlainConfigMixin, DiffusionPipeline):
         """Whether the latest call is to end with the present step; a callback sets it by `pipeline._interrupt = True`."""
         return self._interrupt
 
-    def _resolve_batch_size(self, batch_size: int | None, class_labels: Tensor | None, latents: Tensor | None) -> int:
-        sizes = {
-            "batch_size": batch_size,
-            "class_labels": None if class_labels is None else len(class_labels),
-            "latents": None if latents is None else len(latents),
-        }
+    def _resolve_batch_size(self, batch_size: int | None, condition: Condition, latents: Tensor | None) -> int:
+        sizes = {"batch_size": batch_size, **batch_sizes(condition), "latents": None if latents is None else len(latents)}
         sizes = {name: size for name, size in sizes.items() if size is not None}
         if len(set(sizes.values())) > 1:
             raise ValueError(f"The number of images is contradictory: {sizes}.")
@@ -452,29 +469,20 @@ class VDMPipeline(PlainConfigMixin, DiffusionPipeline):
         dtype = torch.promote_types(latents.dtype, torch.float32)
         return latents.to(device, dtype) * self.scheduler.init_noise_sigma
 
-    def _guided_output(self, latents: Tensor, t: Tensor, class_labels: Tensor | None) -> Tensor:
-        """The denoiser's output, `(B, C, H, W)` in the dtype of `latents`, with classifier-free guidance where asked for."""
+    def _guided_output(self, latents: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """The denoiser's output, shaped as `latents` and in their dtype, with classifier-free guidance where asked for."""
         sample = self.scheduler.scale_model_input(latents, t)
-        if self.guidance_scale == 1 or class_labels is None:
-            return self._output(sample, t, class_labels)
-        null_labels = torch.full_like(class_labels, self._null_class())
-        conditional, unconditional = self._output(torch.cat([sample, sample]), t, torch.cat([class_labels, null_labels])).chunk(
-            2
-        )
+        if self.guidance_scale == 1 or not condition:
+            return self._output(sample, t, condition)
+        both = concatenate(condition, null_condition(condition, self.unet))
+        conditional, unconditional = self._output(torch.cat([sample, sample]), t, both).chunk(2)
         return unconditional + self.guidance_scale * (conditional - unconditional)
 
-    def _output(self, sample: Tensor, t: Tensor, class_labels: Tensor | None) -> Tensor:
+    def _output(self, sample: Tensor, t: Tensor, condition: Condition) -> Tensor:
         timesteps = t.to(sample.device).expand(len(sample))
         dtype = compute_dtype(self.unet, sample.dtype)
-        output = self.unet(sample.to(dtype), timesteps, class_labels=class_labels, return_dict=False)[0]
+        output = self.unet(sample.to(dtype), timesteps, return_dict=False, **condition)[0]
         return output.to(sample.dtype)
-
-    def _null_class(self) -> int:
-        """The label that means none: the last embedding of the denoiser."""
-        number = num_classes(self.unet)
-        if number is None:
-            raise ValueError("`class_labels` were given, but this denoiser is unconditional: leave them out.")
-        return number
 
     def _decode(self, latents: Tensor, output_type: str):
         """The images of `z_0`. A stock scheduler ends in `x`, where `alpha_0 = 1`."""
@@ -499,7 +507,7 @@ class VDMPipeline(PlainConfigMixin, DiffusionPipeline):
         check_images(images, self.vae)
         if output_type == "pt":
             return images
-        images = images.cpu().permute(0, 2, 3, 1).float().numpy()
+        images = images.cpu().movedim(1, -1).float().numpy()
         return _pictures(images) if output_type == "pil" else images
 
 
@@ -507,19 +515,6 @@ def _pictures(images: np.ndarray) -> list[PIL.Image.Image]:
     """As `numpy_to_pil` of diffusers, which would lose a side of one pixel along with the channel of a grey image."""
     levels = (images * 255).round().astype("uint8")
     return [PIL.Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image) for image in levels]
-
-
-def _whole_numbers(class_labels: list[int] | Tensor) -> Tensor:
-    """Labels as a tensor `(B,)`, in int64."""
-    try:
-        labels = torch.as_tensor(class_labels).reshape(-1)
-    except (TypeError, ValueError, RuntimeError):
-        labels = torch.empty(0)
-    if labels.is_floating_point() or labels.dtype == torch.bool or not len(labels):
-        raise TypeError(
-            f"`class_labels` are {class_labels!r}, but must be whole numbers, one an image: the indices of classes."
-        )
-    return labels.long()
 
 
 def _check_output_type(output_type: str, known: tuple[str, ...]) -> None:

@@ -1,4 +1,4 @@
-"""Which pipelines have a likelihood in bits per dimension; the others are refused with the reason."""
+"""Refuses pipelines that have no likelihood in bits per dimension, and says why."""
 
 from diffusers import DiffusionPipeline
 from diffusers.models.modeling_utils import ModelMixin
@@ -31,6 +31,6 @@ def check_pixel_space(pipeline: DiffusionPipeline) -> None:
     if pipeline.config.get("trained_for") is not None:
         check_scheduler(pipeline.scheduler, pipeline.config.trained_for)
     if "tokenizer" in components or "text_encoder" in components:
-        raise ValueError(f"{name} is conditioned on text, which images of a data set don't come with.")
+        raise ValueError(f"{name} is conditioned on text, but the images of a data set have no captions.")
     if "unet" not in components:
         raise ValueError(f"{name} has no `unet`, but {', '.join(components)}: no denoiser of images to evaluate.")

@@ -14,12 +14,11 @@ from torch import Tensor
 
 from . import gaussian
 from .guards.plain_config import PlainConfigMixin
-from .noise_schedules import MAX_LENGTH, NoiseSchedule, TableSchedule, as_vector
-from .scheduling.beta_chains import CHAIN_OPTIONS, betas_of, chain_betas, chain_gammas
+from .noise_schedules import MAX_LENGTH, NoiseSchedule, as_vector
 from .scheduling.options import check_options, complete, is_number, is_whole
 from .scheduling.reverse_steps import is_learned
-from .scheduling.visits import ChainVisits, ScheduleVisits, Visit, Visits
-from .timestep_maps import AffineTimesteps, ChainTimesteps
+from .scheduling.visits import Visit, timesteps_of, visits_of
+from .timestep_maps import ChainTimesteps
 
 
 @dataclass
@@ -28,8 +27,8 @@ class VDMSchedulerOutput(BaseOutput):
     Output class for the scheduler's `step` function.
 
     Args:
-        prev_sample (`torch.Tensor` of shape `(B, C, H, W)`): `z_s`, to be the next model input.
-        pred_original_sample (`torch.Tensor` of shape `(B, C, H, W)`): The estimate of `x` that it was made from.
+        prev_sample (`torch.Tensor` of shape `(B, C, *size)`): `z_s`, to be the next model input.
+        pred_original_sample (`torch.Tensor` of shape `(B, C, *size)`): The estimate of `x` that it was made from.
     """
 
     prev_sample: Tensor
@@ -114,29 +113,17 @@ class VDMScheduler(SchedulerMixin, PlainConfigMixin):
         variance_type: str | None = "fixed_small",
     ):
         check_options(self.config)
-        registered = {"_class_name": type(self).__name__}
-        if "_use_default_values" in self.config:  # `from_config` would leave out what it lists
-            registered["_use_default_values"] = []
+        config = dict(self.config)
         if trained_betas is not None:
-            registered["trained_betas"] = as_vector("trained_betas", trained_betas).tolist()
-        if beta_schedule is None and (trained_betas is None or gammas is not None):
-            gammas = [gamma_min, gamma_max] if gammas is None else gammas
-            timestep_map = AffineTimesteps(gamma_min, gamma_max, num_train_timesteps)
-            betas = betas_of(timestep_map.inverse(torch.arange(num_train_timesteps, dtype=torch.float64)))
-            registered["trained_betas"] = betas.tolist()
-        else:
-            chain = {name: self.config[name] for name in CHAIN_OPTIONS} | registered
-            betas = chain_betas(**{name: chain[name] for name in CHAIN_OPTIONS[:6]})
-            timestep_map = ChainTimesteps(chain_gammas((1 - betas).cumprod(0)), {name: chain[name] for name in CHAIN_OPTIONS})
-        if gammas is None:
-            self.noise_schedule = None
-            self._visits: Visits = ChainVisits(timestep_map, set_alpha_to_one)
-        else:
-            self.noise_schedule = TableSchedule(gammas, times)
-            self._visits = ScheduleVisits(timestep_map, self.noise_schedule)
-            registered |= {name: list(self.noise_schedule.config[name]) for name in ("gammas", "times")}
-        self.register_to_config(**registered)
-        self.timestep_map = timestep_map
+            config["trained_betas"] = as_vector("trained_betas", trained_betas).tolist()
+        self.timestep_map, betas = timesteps_of(config)
+        self._visits = visits_of(config, self.timestep_map)
+        self.noise_schedule = self._visits.noise_schedule
+        if "_use_default_values" in config:  # `from_config` would leave out what it lists
+            config["_use_default_values"] = []
+        told_of_chain = isinstance(self.timestep_map, ChainTimesteps)
+        config["trained_betas"] = config["trained_betas"] if told_of_chain else betas.tolist()
+        self.register_to_config(**config | self._visits.config | {"_class_name": type(self).__name__})
         self.betas = betas.float()
         self.alphas = 1 - self.betas
         self.alphas_cumprod = self.alphas.cumprod(0)
@@ -293,11 +280,11 @@ class VDMScheduler(SchedulerMixin, PlainConfigMixin):
         One reverse step, `z_t -> z_s`, computed in float32 at least.
 
         Args:
-            model_output (`Tensor` of shape `(B, C, H, W)`):
-                The denoiser's output at `sample` and `timestep`; `(B, 2 C, H, W)` if it has learned its variances, which only
+            model_output (`Tensor` of shape `(B, C, *size)`):
+                The denoiser's output at `sample` and `timestep`; `(B, 2 C, *size)` if it has learned its variances, which only
                 ancestral steps use.
             timestep (`Tensor` of shape `()` or `(B,)`, or `float`): The next element of `timesteps`, the same for all images.
-            sample (`Tensor` of shape `(B, C, H, W)`): `z_t`.
+            sample (`Tensor` of shape `(B, C, *size)`): `z_t`.
             generator (`torch.Generator` or a list of them, *optional*): Source of the fresh noise.
             return_dict (`bool`, defaults to `True`): [`VDMSchedulerOutput`] or a plain tuple.
             eta (`float`, *optional*):
@@ -382,7 +369,7 @@ class VDMScheduler(SchedulerMixin, PlainConfigMixin):
         return index if is_one and not between and 0 <= index < visited.shape[0] else None
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """`q(z_t|x)`: `alpha_t original_samples + sigma_t noise`, in the dtype of `original_samples` `(B, C, H, W)`.
+        """`q(z_t|x)`: `alpha_t original_samples + sigma_t noise`, in the dtype of `original_samples` `(B, C, *size)`.
 
         `timesteps` `(B,)` are as the denoiser gets them, fractional or not.
         """
@@ -404,18 +391,16 @@ class VDMScheduler(SchedulerMixin, PlainConfigMixin):
 
     @property
     def _known(self) -> tuple[float, float]:
-        """First and last timestep that a noise level belongs to, visited or not."""
+        """First and last timestep that stands for a noise level, visited or not."""
         first, last = self._visits.range
-        if isinstance(self.timestep_map, ChainTimesteps):
-            return min(0.0, first), max(len(self.timestep_map.gammas) - 1.0, last)
-        return min(0.0, first), max(float(self.config.num_train_timesteps), last)
+        return min(0.0, first), max(self.timestep_map.last, last)
 
     def __len__(self) -> int:
         return self.config.num_train_timesteps
 
 
 def _one_value(timestep: Tensor | float) -> float | None:
-    """The number that a `timestep` is, as float32 has it, the same for all images."""
+    """The value of a `timestep`, rounded to float32, if all images have the same."""
     values = timestep.flatten().tolist() if isinstance(timestep, Tensor) else [timestep]
     if len(set(values)) > 1:
         raise ValueError(

@@ -17,9 +17,11 @@ class TimestepMap(FullPrecisionModule, ABC):
 
     Attributes:
         config (`dict`): What makes it, in the terms of a [`VDMScheduler`]'s configuration.
+        last (`float`): The largest timestep that the model was trained with; the smallest is 0.
     """
 
     config: dict[str, object]
+    last: float
 
     @abstractmethod
     def forward(self, gamma: Tensor) -> Tensor:
@@ -39,6 +41,7 @@ class AffineTimesteps(TimestepMap):
     def __init__(self, gamma_min: float, gamma_max: float, num_train_timesteps: int = 1000):
         super().__init__()
         self.gamma_min, self.gamma_max, self.num_train_timesteps = gamma_min, gamma_max, num_train_timesteps
+        self.last = float(num_train_timesteps)
 
     @property
     def config(self) -> dict[str, object]:
@@ -63,7 +66,7 @@ class ChainTimesteps(TimestepMap):
 
     def __init__(self, gammas: Tensor, config: dict[str, object]):
         super().__init__()
-        self.config = config
+        self.config, self.last = config, len(gammas) - 1.0
         self.register_buffer("gammas", gammas, persistent=False)
 
     def forward(self, gamma: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from .precision import at_least_float32
 
 
 MAX_PARAMETERS = 2**32
-"""Of a denoiser: a hundred times those of the paper's, 16 GiB in float32."""
+"""The most that a denoiser may have: a hundred times the paper's, 16 GiB in float32."""
 
 Size = Annotated[int, Within(1, 2**14)]
 Share = Annotated[float, Within(0, 1)]

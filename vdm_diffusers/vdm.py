@@ -3,7 +3,7 @@
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from . import gaussian
 from .autoencoders import encode, scale_to_unit
 from .class_names import in_order
-from .conditioning import check_class_labels, num_classes
-from .denoisers import check_denoiser, sample_shape
+from .conditioning import Condition, as_condition, check_condition, num_classes
+from .denoisers import sample_shape
 from .guards.arguments import Within, checked
 from .guards.loading import loading
 from .noise_schedules import NoiseSchedule, TableSchedule
@@ -40,9 +40,9 @@ class VDMLoss(NamedTuple):
         prior (`Tensor` of shape `(B,)`): `KL(q(z_1|x) || p(z_1))`, prior matching, in nats.
         reconstruction (`Tensor` of shape `(B,)`): an estimate of `E_q[-log p(x|z_0)]` from one draw, in nats.
         diffusion (`Tensor` of shape `(B,)`): an estimate of the denoising-matching term from one time and draw, in nats.
-        num_dims (`int`): number of dimensions of an image, `C·H·W`, or of its latents.
+        num_dims (`int`): Number of elements of a sample, such as `C·H·W` of an image, or of its latents.
         unit ([`Unit`]): Bits per dimension for integer images, nats per dimension for latents and other real-valued data.
-        weight (`Tensor` of shape `(B,)`): What training counts the noise level of the diffusion term for; 1 for the bound.
+        weight (`Tensor` of shape `(B,)`): Training weight at this image's noise level; 1 for the bound.
     """
 
     prior: Tensor
@@ -71,13 +71,27 @@ class VDMLoss(NamedTuple):
 
     @property
     def nats_in_unit(self) -> float:
-        """What divides the terms to give them in `unit`."""
+        """Nats in one `unit` of a whole sample: a term divided by it is in `unit`."""
         return self.num_dims * self.unit.nats
 
     @property
     def objective(self) -> Tensor:
-        """What is differentiated, `(B,)`: the bound in `unit`, its diffusion term weighted."""
+        """The training loss, `(B,)`: the bound in `unit`, its diffusion term weighted."""
         return (self.prior + self.reconstruction + self.weight * self.diffusion) / self.nats_in_unit
+
+
+class NoiseLevel(NamedTuple):
+    """Where the diffusion term is estimated.
+
+    Attributes:
+        gamma (`Tensor` of shape `(B,)`): `gamma_t`.
+        factor (`Tensor` of shape `(B,)`): That of `||eps - eps_hat||²` in the bound, in nats.
+        interior (`tuple[Tensor, ...]`): Each `(B,)`; see [`~NoiseSchedule.with_interior`].
+    """
+
+    gamma: Tensor
+    factor: Tensor
+    interior: tuple[Tensor, ...] = ()
 
 
 class VDM(nn.Module):
@@ -87,19 +101,19 @@ class VDM(nn.Module):
     Prepare it with Accelerate as a whole: the schedule's parameters are reached only through this module's `forward`.
 
     Args:
-        unet (`nn.Module`): The denoiser, called as `unet(z_t, timestep, class_labels=..., return_dict=False)[0]`: a
+        unet (`nn.Module`): The denoiser, called as `unet(z_t, timestep, return_dict=False, **condition)[0]`: a
             [`VDMUNet2DModel`], a [`~diffusers.UNet2DModel`], a [`~diffusers.DiTTransformer2DModel`], ...
         noise_schedule ([`NoiseSchedule`]): Fixed or learnable.
         prediction_type (`str`, defaults to `"epsilon"`): What the denoiser estimates: `"epsilon"`, `"sample"`, `"score"` or
             `"v_prediction"`.
         num_levels (`int`, *optional*, defaults to 256): Images are integers in `[0, num_levels)`; `None` for real-valued data.
         num_timesteps (`int`, *optional*): T of the discrete-time bound; `None`, the default, is continuous time.
-        timestep_map ([`AffineTimesteps`], *optional*): What the denoiser is told of gamma. Defaults to a VDM's,
+        timestep_map ([`AffineTimesteps`], *optional*): Gives the timestep that the denoiser is told. Defaults to a VDM's,
             `1000 (gamma - gamma_min) / (gamma_max - gamma_min)` with the schedule's configured constants.
-        weighting (`str`, defaults to `"elbo"`): Which of `WEIGHTINGS` is trained with, in continuous time. Any but the bound
-            fixes the end points of a learned schedule, since it says nothing about them.
+        weighting (`str`, defaults to `"elbo"`): The loss weighting, one of `WEIGHTINGS`. All but `"elbo"` need continuous time,
+            and fix the end points of a learned schedule, about which they say nothing.
         vae ([`~diffusers.AutoencoderKL`], [`~diffusers.VQModel`], ..., *optional*): Makes this a model of its latents. It is
-            neither trained nor part of the state of this module, but of the pipeline.
+            not trained, and is saved with the pipeline, not in the state of this module.
         class_names (`list[str]`, *optional*): What the classes of a class-conditional denoiser are called, in the order of
             their labels, the null class left out. They are saved with the pipeline.
 
@@ -124,7 +138,6 @@ class VDM(nn.Module):
         class_names: Sequence[str] | None = None,
     ):
         super().__init__()
-        check_denoiser(unet)
         gaussian.check_prediction_type(prediction_type)
         check_weighting(weighting)
         if class_names is not None and len(class_names) != num_classes(unet):
@@ -138,7 +151,6 @@ class VDM(nn.Module):
         self.num_levels = num_levels
         self.num_timesteps = num_timesteps
         self.timestep_map = timestep_map or AffineTimesteps(noise_schedule.gamma_min, noise_schedule.gamma_max)
-        self._num_reads = 0
         self.weighting = weighting
         self.class_names = None if class_names is None else list(class_names)
         self.__dict__["vae"] = vae  # not registered: a frozen model belongs neither to the parameters nor to checkpoints
@@ -157,70 +169,76 @@ class VDM(nn.Module):
     def forward(
         self,
         images: Tensor,
-        class_labels: Tensor | None = None,
+        condition: Condition | Tensor | None = None,
         times: Tensor | None = None,
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
-        conditioning: Tensor | None = None,
+        class_labels: Tensor | None = None,
     ) -> VDMLoss:
         """
         Args:
-            images (`Tensor` of shape `(B, C, H, W)`): Integers in `[0, num_levels)`, of an integer dtype; or real-valued data,
-                such as latents, if it is them that are modelled.
-            class_labels (`Tensor` of shape `(B,)`, *optional*): Passed on to the denoiser.
+            images (`Tensor` of shape `(B, C, *size)`): Samples of any number of dimensions: integers in `[0, num_levels)`, of
+                an integer dtype; or real-valued data, such as latents, if it is them that are modelled.
+            condition (`dict[str, Tensor]`, *optional*): What the denoiser is told besides, by its keywords, a row for each
+                image. Labels of classes may be given by themselves, here or as `class_labels`.
             times (`Tensor` of shape `(B,)`, *optional*): One time in [0, 1] an image. Defaults to [`stratified_times`].
-            noise (`Tensor` of shape `(2, B, C, H, W)`, *optional*): Standard normal, for `z_0` and for `z_t`, shaped as images
+            noise (`Tensor` of shape `(2, B, C, *size)`, *optional*): Standard normal, for `z_0` and for `z_t`, shaped as images
                 or latents.
             generator (`torch.Generator`, *optional*): Source of `times` and `noise` where they aren't given; defaults to the
                 global one of their device.
-            conditioning (`Tensor` of shape `(B, conditioning_dim)`, *optional*): Passed on to the denoiser.
+            class_labels (`Tensor` of shape `(B,)`, *optional*): Short for `condition={"class_labels": class_labels}`.
 
         Returns:
             [`VDMLoss`], in float32 at least.
 
         Raises:
             `TypeError` and `ValueError`: for images as [`~VDM.scale`] refuses them or of another size than the denoiser's, for
-            `class_labels`, `times` and `noise` of another shape; on the CPU, where looking costs nothing, also for labels that
-            the denoiser doesn't know and times outside [0, 1].
+            a condition as [`check_condition`] refuses it, for `times` and `noise` of another shape; on the CPU, where looking
+            costs nothing, also for times outside [0, 1].
         """
         x = self.scale(images, generator)
         self._check_shape(images, x)
-        check_class_labels(class_labels, len(x), self.unet)
+        condition = as_condition(condition, class_labels)
+        check_condition(condition, len(x), self.unet)
         if times is None:
             times = stratified_times(torch.rand((), generator=generator, device=x.device), len(x))
         if noise is None:
             noise = torch.randn(2, *x.shape, generator=generator, device=x.device, dtype=x.dtype)
         _check_draws(times, noise, x)
-        diffusion, weight = self._weighted_diffusion(x, times, noise[1], class_labels, conditioning)
-        return VDMLoss(
+        reach = self._reach(x.dtype)
+        level = self.noise_level(times)
+        loss = VDMLoss(
+            diffusion=self.diffusion(x, level, noise[1], condition),
             prior=self.prior(x),
-            reconstruction=self.reconstruction(images, noise[0]),
-            diffusion=diffusion,
+            reconstruction=self.reconstruction(images, noise[0], reach),
             num_dims=x[0].numel(),
             unit=self.unit,
-            weight=weight,
+            weight=WEIGHTINGS[self.weighting](level.gamma),
         )
+        # the interior of the schedule descends the variance of the estimate, see `noise_level`
+        scale_gradients(level.interior, 2 * (loss.weight * loss.diffusion).detach() / loss.nats_in_unit)
+        return loss
 
     @property
     def unit(self) -> Unit:
-        """What the bound is reported in."""
+        """The unit of the bound: bits for integer images, nats for real-valued data, per dimension."""
         return BITS_PER_DIM if self.num_levels is not None and self.vae is None else NATS_PER_DIM
 
     def scale(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """
-        The data x that the diffusion begins with, `(B, C, H, W)`, in float32 at least.
+        The data x that is diffused, `(B, C, *size)`, in float32 at least.
 
         Integer images are taken to (-1, 1), the midpoints of `num_levels` bins: `x = 2 (v + ½) / num_levels - 1`; with an
-        autoencoder, to a draw of their latents by `generator`. Real-valued data, if it is them that are modelled, stay as they
-        are.
+        autoencoder, to a draw of their latents by `generator`. Real-valued data stay as they are, in a model of such
+        data.
 
         Raises `TypeError` for images of another type and `ValueError` for values outside; of a type that can hold no others,
         such as uint8 for 256 levels, the values are not looked at.
         """
         if not isinstance(images, Tensor):
-            raise TypeError(f"`images` are a {type(images).__name__}, but must be a tensor (B, C, H, W).")
+            raise TypeError(f"`images` are a {type(images).__name__}, but must be a tensor (B, C, *size).")
         if images.ndim == 0 or len(images) == 0:
-            raise ValueError(f"`images` have the shape {tuple(images.shape)}, but must be (B, C, H, W), with at least one.")
+            raise ValueError(f"`images` have the shape {tuple(images.shape)}, but must be (B, C, *size), with at least one.")
         if images.is_floating_point() and self.unit is NATS_PER_DIM:
             return images.to(self._dtype)
         if self.num_levels is None:
@@ -250,12 +268,12 @@ class VDM(nn.Module):
         return torch.promote_types(compute_dtype(self.unet), torch.float32)
 
     def _check_shape(self, images: Tensor, x: Tensor) -> None:
-        """Raise `ValueError` unless the data are `(B, C, H, W)` as the denoiser's configuration, if any, says."""
+        """Raise `ValueError` unless the data are `(B, *shape)` as the denoiser's configuration, if any, says."""
         expected = sample_shape(self.unet)
         if expected is not None and tuple(x.shape[1:]) != expected:
             latents = "" if x.shape == images.shape else f", and so latents of {tuple(x.shape[1:])}"
             raise ValueError(
-                f"`images` have the shape {tuple(images.shape)}{latents}, but this is a model of (C, H, W) = {expected}."
+                f"`images` have the shape {tuple(images.shape)}{latents}, but this is a model of (C, *size) = {expected}."
             )
 
     def _level(self, v: Tensor) -> Tensor:
@@ -266,21 +284,22 @@ class VDM(nn.Module):
         _, gamma_1 = self.noise_schedule.end_points()
         return gaussian.prior_kl(x, gamma_1).flatten(1).sum(1)
 
-    def reconstruction(self, images: Tensor, eps: Tensor) -> Tensor:
+    def reconstruction(self, images: Tensor, eps: Tensor, reach: int | None = None) -> Tensor:
         """`-log p(x|z_0)` at `z_0 = alpha_0 x + sigma_0 eps`, `(B,)`, in nats.
 
-        `p(v|z_0) ∝ N(z_0; alpha_0 x_v, sigma_0²)` for every element and level v, normalised over the levels (section 3.3). That
-        is `-log p = log Σ_k exp(d (eps - d/2))` with `d = (k - v) / width`, where `width` is the noise of `z_0 / alpha_0` in
-        levels: only levels k close to `v + width eps` count.
+        An element of an integer image has level v with probability `p(v|z_0) ∝ N(z_0; alpha_0 x_v, sigma_0²)` (section 3.3).
+        Normalised over all levels k this is `-log p = log Σ_k exp(d (eps - d/2))`. Here `d = (k - v) / width`, and `width` is
+        the standard deviation of `z_0 / alpha_0` in levels. Only levels near `v + width eps` contribute: the sum goes as far as
+        `reach` to either side, which is computed unless it is given.
 
-        Of real-valued data, `p(x|z_0) = N(x; z_0 / alpha_0, exp(gamma_0) I)`, and its expectation over `eps` is the entropy
-        `½ log(2πe) + ½ gamma_0` an element.
+        For real-valued data `p(x|z_0) = N(x; z_0 / alpha_0, exp(gamma_0) I)`. The expectation of its `-log p` over `eps` is
+        known, `½ log(2πe) + ½ gamma_0` an element, and is returned.
         """
         gamma_0, _ = self.noise_schedule.end_points()
         if self.unit is NATS_PER_DIM:
             return 0.5 * (math.log(2 * math.pi * math.e) + gamma_0).expand(len(eps)) * eps[0].numel()
-        width = self.num_levels / 2 * torch.exp(gamma_0 / 2)
-        reach = self._reach(width.detach(), eps.dtype)
+        reach = self._reach(eps.dtype) if reach is None else reach
+        width = self._width(gamma_0)
         count = min(2 * reach + 1, self.num_levels)
         v = images.to(eps.dtype)
         first = (v + width.detach() * eps - reach).round().clamp(0, self.num_levels - count)
@@ -288,82 +307,62 @@ class VDM(nn.Module):
         d = (first - v + steps) / width
         return torch.logsumexp(d * torch.sub(eps, d, alpha=0.5), 0).flatten(1).sum(1)
 
-    def _reach(self, width: Tensor, dtype: torch.dtype) -> int:
-        """How far from the nearest level the last one lies that contributes to a sum in that precision.
+    def _width(self, gamma_0: Tensor) -> Tensor:
+        """The noise of `z_0 / alpha_0` in levels of an image."""
+        return self.num_levels / 2 * torch.exp(gamma_0 / 2)
 
-        A compiler, which fuses the sum, gets all levels. While training on an accelerator, whose queue should not be waited
-        for, `width` is read every hundredth time; until then it may grow by half.
+    @torch.no_grad()
+    def _reach(self, dtype: torch.dtype) -> int:
+        """How many levels to either side contribute to the decoder's sum in a given precision.
+
+        For a compiler, which fuses the sum, all do. On an accelerator this waits for the device, so [`~VDM.forward`] asks
+        before it queues anything.
         """
+        if self.unit is NATS_PER_DIM:
+            return 0
         if torch.compiler.is_compiling():
             return self.num_levels
-        if self.training and width.device.type != "cpu":
-            if self._num_reads % 100 == 0:
-                self._width = 1.5 * width.item()
-            self._num_reads += 1
-            width = self._width
         negligible = math.log(16 / torch.finfo(dtype).eps)  # below eps even when summed, and seen from between two levels
-        reach = (math.sqrt(1 + 8 * negligible * float(width) ** 2) - 1) / 2
+        width = self._width(self.noise_schedule.end_points()[0]).item()
+        reach = (math.sqrt(1 + 8 * negligible * width**2) - 1) / 2
         return math.ceil(reach) if reach < self.num_levels else self.num_levels  # so also when it is not a number
 
-    def diffusion(
-        self,
-        x: Tensor,
-        times: Tensor,
-        eps: Tensor,
-        class_labels: Tensor | None = None,
-        conditioning: Tensor | None = None,
-    ) -> Tensor:
-        """Denoising matching at `z_t = alpha_t x + sigma_t eps`, `(B,)`, in nats: its expectation over `times` is the term.
-
-        `½ γ'(t) ||eps - eps_hat||²` in continuous time (section 5), `½ T expm1(γ(t) - γ(s)) ||eps - eps_hat||²` for T steps
-        (section 4).
-
-        In continuous time the term doesn't depend on the schedule between its end points, but the variance of this estimate
-        does. So the interior of a schedule, where it can be told from the end points, gets another gradient, of the mean of the
-        squared estimates in bits per dimension, where the mean of the estimates in bits per dimension is what is differentiated
-        (appendix I.2): image by image, `∇L² = 2 L ∇L`, from the same backward pass. With a weighting, L is the weighted
-        estimate `w L` throughout.
+    def noise_level(self, times: Tensor) -> NoiseLevel:
         """
-        return self._weighted_diffusion(x, times, eps, class_labels, conditioning)[0]
+        The noise level at `times`, `(B,)`; in discrete time they are rounded up to the chain.
 
-    def _weighted_diffusion(
-        self, x: Tensor, times: Tensor, eps: Tensor, class_labels: Tensor | None, conditioning: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """The term and the weight of its noise level, each `(B,)`."""
-        gamma_t, factor, scale_interior = self._noise_level(times)
-        z_t = gaussian.diffuse(x, eps, gamma_t)
-        output = self.denoise(z_t, gamma_t, class_labels, conditioning)
-        error = gaussian.target(self.prediction_type, x, eps, gamma_t) - output
-        factor = factor * gaussian.epsilon_error_scale(self.prediction_type, gamma_t) ** 2
-        loss, weight = factor * (error**2).flatten(1).sum(1), WEIGHTINGS[self.weighting](gamma_t)
-        scale_interior(2 * (weight * loss).detach() / (x[0].numel() * self.unit.nats))
-        return loss, weight
-
-    def _noise_level(self, times: Tensor) -> tuple[Tensor, Tensor, Callable[[Tensor], None]]:
-        """`gamma_t` and the factor of `||eps - eps_hat||²`, each `(B,)`, and what scales the gradients of the interior."""
-        if self.num_timesteps is not None:
-            return *self._discrete_weight(times), lambda factor: None
-        gamma_t, slope, scale_interior = self.noise_schedule.with_separate_gradients(times)
-        return gamma_t, 0.5 * slope, scale_interior
-
-    def _discrete_weight(self, times: Tensor) -> tuple[Tensor, Tensor]:
-        """`gamma_t`, `t` rounded up to the chain, and the factor of `||eps - eps_hat||²`, each `(B,)`."""
+        In continuous time only the end points of a schedule matter to the bound. What lies between them matters to the variance
+        of the estimate L, so that is what the interior is trained to reduce: it descends the mean of `L²` (appendix I.2), whose
+        gradient for each image is `2 L ∇L`, from the same backward pass. A weighting makes L the weighted estimate.
+        """
+        if self.num_timesteps is None:
+            gamma_t, slope, interior = self.noise_schedule.with_interior(times)
+            return NoiseLevel(gamma_t, 0.5 * slope, interior)
         rounding = 2 * torch.finfo(times.dtype).eps  # so that a time i/T means step i
         i = (times * self.num_timesteps * (1 - rounding)).ceil().clamp(min=1)
         gamma_s, gamma_t = self.noise_schedule(torch.stack([i - 1, i]) / self.num_timesteps)
-        return gamma_t, self.num_timesteps * gaussian.denoising_kl_weight(gamma_s, gamma_t)
+        return NoiseLevel(gamma_t, self.num_timesteps * gaussian.denoising_kl_weight(gamma_s, gamma_t))
 
-    def denoise(
-        self, z_t: Tensor, gamma_t: Tensor, class_labels: Tensor | None = None, conditioning: Tensor | None = None
-    ) -> Tensor:
-        """The denoiser's output at `z_t` `(B, C, H, W)` of noise level `gamma_t` `(B,)`, in the dtype of `z_t`.
+    def diffusion(self, x: Tensor, level: NoiseLevel, eps: Tensor, condition: Condition | None = None) -> Tensor:
+        """Denoising matching at `z_t = alpha_t x + sigma_t eps`, `(B,)`, in nats: its expectation over times is the term.
 
-        The further channels of one that also learns variances, as in Improved DDPM, are left out: here they are the schedule's.
+        `½ γ'(t) ||eps - eps_hat||²` in continuous time (section 5), `½ T expm1(γ(t) - γ(s)) ||eps - eps_hat||²` for T steps
+        (section 4).
         """
-        kwargs = {} if conditioning is None else {"conditioning": conditioning}
+        z_t = gaussian.diffuse(x, eps, level.gamma)
+        output = self.denoise(z_t, level.gamma, condition)
+        error = gaussian.target(self.prediction_type, x, eps, level.gamma) - output
+        factor = level.factor * gaussian.epsilon_error_scale(self.prediction_type, level.gamma) ** 2
+        return factor * (error**2).flatten(1).sum(1)
+
+    def denoise(self, z_t: Tensor, gamma_t: Tensor, condition: Condition | None = None) -> Tensor:
+        """The denoiser's output at `z_t` `(B, C, *size)` of noise level `gamma_t` `(B,)`, in the dtype of `z_t`.
+
+        A denoiser with learned variances (Improved DDPM) has further channels. They are dropped: the schedule gives variances.
+        """
         timestep = self.timestep_map(gamma_t)
         sample = z_t.to(compute_dtype(self.unet, z_t.dtype))
-        output = self.unet(sample, timestep, class_labels=class_labels, return_dict=False, **kwargs)[0]
+        output = self.unet(sample, timestep, return_dict=False, **(condition or {}))[0]
         return output[:, : z_t.shape[1]].to(z_t.dtype)
 
     def to_scheduler(self) -> VDMScheduler:
@@ -476,9 +475,16 @@ def _check_draws(times: Tensor, noise: Tensor, x: Tensor) -> None:
             raise ValueError(f"`times` must lie in [0, 1], but run from {low:.4g} to {high:.4g}: 1 is noise, not 1000.")
 
 
+def scale_gradients(tensors: Sequence[Tensor], factor: Tensor) -> None:
+    """Multiply what flows back into each of the tensors, in the next backward pass, by a factor of their shape."""
+    for tensor in tensors:
+        if tensor.requires_grad:
+            tensor.register_hook(lambda gradient: gradient * factor)
+
+
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Without dropout while it lasts, then as it was."""
+    """Put a module into evaluation mode, without dropout, and at the end back into the mode that it was in."""
     was_training = module.training
     module.eval()
     try:

@@ -13,7 +13,8 @@ from tiny_pipelines import BUILDERS, build, unet
 
 from vdm_diffusers import VDM, LearnedMonotoneSchedule, VDMUNet2DModel, convert, evaluate
 from vdm_diffusers.convert.__main__ import main as convert_command
-from vdm_diffusers.guards.foreign_models import check_denoiser, check_pipeline, weights_limited
+from vdm_diffusers.denoisers import check_denoiser
+from vdm_diffusers.guards.foreign_models import check_pipeline, weights_limited
 from vdm_diffusers.guards.loading import refused_as
 
 

@@ -1,9 +1,14 @@
-"""What the shared tests run over: every noise schedule and every prediction type. A new one joins its list."""
+"""What the shared tests run over: noise schedules, prediction types and conditions. A new one joins its list."""
 
 from collections.abc import Callable
 from functools import partial
 
-from vdm_diffusers import gaussian
+import torch
+from diffusers import ModelMixin
+from tiny_pipelines import conditional_unet
+
+from vdm_diffusers import VDMUNet2DModel, gaussian
+from vdm_diffusers.conditioning import Condition
 from vdm_diffusers.noise_schedules import (
     BetaLinearSchedule,
     CosineSchedule,
@@ -33,3 +38,19 @@ FIXED = ("LinearSchedule", "CosineSchedule", "BetaLinearSchedule", "SigmoidSched
 LEARNED_PINNED = ("LearnedLinearSchedule", "LearnedMonotoneSchedule", "LearnedChainSchedule")
 LEARNED = (*LEARNED_PINNED, "LearnedUnpinnedSchedule")
 PREDICTION_TYPES = tuple(gaussian.PREDICTIONS)
+
+
+def _unet(**options) -> VDMUNet2DModel:
+    return VDMUNet2DModel(8, 4, block_channels=8, layers_per_side=1, norm_num_groups=4, fourier_powers=(), **options)
+
+
+CONDITIONS: dict[str, tuple[Callable[[], ModelMixin], Callable[[int], Condition]]] = {
+    "classes": (partial(_unet, num_class_embeds=4), lambda n: {"class_labels": torch.arange(n) % 3}),
+    "a vector": (partial(_unet, conditioning_dim=2), lambda n: {"conditioning": torch.randn(n, 2)}),
+    "both": (
+        partial(_unet, num_class_embeds=4, conditioning_dim=2),
+        lambda n: {"class_labels": torch.arange(n) % 3, "conditioning": torch.randn(n, 2)},
+    ),
+    "text": (conditional_unet, lambda n: {"encoder_hidden_states": torch.randn(n, 3, 8)}),
+}
+"""A denoiser of samples (4, 8, 8), and conditions for so many samples."""

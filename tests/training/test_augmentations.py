@@ -26,17 +26,17 @@ def as_likely_as(count: int, total: int, probability: float) -> bool:
 
 
 def test_flip_mirrors_half_the_images():
-    images, conditioning = AUGMENTATIONS["flip"](IMAGES.expand(1000, -1, -1, -1))
+    images, condition = AUGMENTATIONS["flip"](IMAGES.expand(1000, -1, -1, -1))
     changes = [which(image, IMAGES[0]) for image in images]
-    assert conditioning is None and {quarters for _, quarters in changes} == {0}
+    assert condition is None and {quarters for _, quarters in changes} == {0}
     assert as_likely_as(sum(mirrored for mirrored, _ in changes), 1000, 0.5)
 
 
 def test_paper_s_augmentation_is_flagged():
-    images, conditioning = AUGMENTATIONS["paper"](IMAGES.expand(2000, -1, -1, -1))
+    images, condition = AUGMENTATIONS["paper"](IMAGES.expand(2000, -1, -1, -1))
     changes = [which(image, IMAGES[0]) for image in images]
-    assert images.dtype == torch.uint8 and conditioning.shape == (2000, 1)
-    assert conditioning.flatten().tolist() == [float(change != (False, 0)) for change in changes]
+    assert images.dtype == torch.uint8 and condition["conditioning"].shape == (2000, 1)
+    assert condition["conditioning"].flatten().tolist() == [float(change != (False, 0)) for change in changes]
     for mirrored in (False, True):
         assert as_likely_as(changes.count((mirrored, 0)), 2000, 1 / 4)
         for quarters in (1, 2, 3):
@@ -44,8 +44,8 @@ def test_paper_s_augmentation_is_flagged():
 
 
 def test_nothing_is_done_by_default():
-    images, conditioning = AUGMENTATIONS["none"](IMAGES)
-    assert images is IMAGES and conditioning is None
+    images, condition = AUGMENTATIONS["none"](IMAGES)
+    assert images is IMAGES and condition is None
 
 
 def test_images_that_are_not_square_can_t_be_turned():

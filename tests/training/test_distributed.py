@@ -34,20 +34,20 @@ STEPS = 20
 class GivenDraws(VDM):
     """Times and noise of an image are functions of the image, whichever process it comes to."""
 
-    def forward(self, images, class_labels=None, times=None, conditioning=None):
+    def forward(self, images, condition=None, times=None):
         generators = [torch.Generator().manual_seed(_hash(image)) for image in images]
         times = torch.stack([torch.rand((), generator=generator, dtype=torch.float64) for generator in generators])
         noise = torch.stack([torch.randn(2, *images.shape[1:], generator=g, dtype=torch.float64) for g in generators], dim=1)
         draws = (times.to(self._dtype), noise.to(self._dtype))
-        return super().forward(images, class_labels, *draws, conditioning=conditioning)
+        return super().forward(images, condition, *draws)
 
 
 class RecordedDraws(VDM):
     """Keeps what it is given and draws itself."""
 
-    def forward(self, images, class_labels=None, times=None, conditioning=None):
+    def forward(self, images, condition=None, times=None):
         self.times, self.noise = times, torch.randn(2, *images.shape, generator=torch.default_generator)
-        return super().forward(images, class_labels, times, self.noise, conditioning=conditioning)
+        return super().forward(images, condition, times, self.noise)
 
 
 def _hash(image: torch.Tensor) -> int:

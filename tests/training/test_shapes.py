@@ -40,7 +40,6 @@ KINDS = {
 }
 
 
-@pytest.mark.xfail(raises=TypeError, strict=True, reason="`class_labels=None` is given to denoisers that have no such keyword")
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_commands_know_no_images(train, monkeypatch, tmp_path, capsys, kind):
     monkeypatch.setattr(UNet3DModel, "__module__", "diffusers")

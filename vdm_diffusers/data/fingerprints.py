@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from torch.utils.data import Dataset, IterableDataset
 
+from ..conditioning import LABELS
 from .images import ImageData
 
 
@@ -30,7 +31,7 @@ def fingerprint_of_labels(data: ImageData, num_images: int = 64) -> str | None:
     if data.num_classes is None:
         return None
     splits = [split for split in (data.train, data.validation) if not isinstance(split, IterableDataset)]
-    labels = [int(item["class_labels"]) for split in splits for item in _spread(split, num_images)]
+    labels = [int(item[LABELS]) for split in splits for item in _spread(split, num_images)]
     return hashlib.sha256(repr(labels).encode()).hexdigest()
 
 

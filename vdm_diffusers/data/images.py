@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
+from ..conditioning import LABELS
 from ..guards.loading import DataError, reason_of, root_cause
 from ..guards.messages import Argument, Message
 from ..pictures import AXES, UnsuitableImage, in_words
@@ -38,7 +39,7 @@ MIN_HELD_OUT = 2
 
 
 class ImageDataset(Dataset):
-    """Rows of images and labels as `{"images": (C, *size) integers, "class_labels": int}`, the label only if there are any.
+    """Rows of images and labels as `{"images": (C, *size) integers, LABELS: int}`, the label only if there are any.
 
     Args:
         rows: A sequence of mappings, such as a [`datasets.Dataset`].
@@ -67,7 +68,7 @@ class ImageDataset(Dataset):
     def __getitem__(self, index: int) -> dict[str, Tensor | int]:
         row = self.rows[index]
         item = {"images": self._pixels(row[self.image_column], index)}
-        return item if self.label_column is None else item | {"class_labels": row[self.label_column]}
+        return item if self.label_column is None else item | {LABELS: row[self.label_column]}
 
     def _pixels(self, stored: Any, index: int) -> Tensor:
         path = stored.get("path") if isinstance(stored, dict) else None
@@ -86,8 +87,8 @@ class ImageData:
     """A training and a validation set of images of one shape.
 
     Attributes:
-        train, validation (`Dataset`): Their items are `{"images": (C, *size) integers in [0, num_levels)}`, with
-            `"class_labels"` in `[0, num_classes)` if there are classes. `train` may be an [`ImageStream`].
+        train, validation (`Dataset`): Their items are `{"images": (C, *size) integers in [0, num_levels)}`, and
+            their condition beside it: `LABELS` in `[0, num_classes)` if there are classes. `train` may be an [`ImageStream`].
         shape (`tuple[int, ...]`): `(C, *size)`; of images, channels, height and width.
         num_levels (`int`): Number of grey levels.
         num_classes (`int`, *optional*): Number of classes.

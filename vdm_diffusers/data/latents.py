@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from ..autoencoders import decode, encode, scale_to_unit
+from ..conditioning import LABELS
 from ..guards.loading import refused_as
 from ..guards.messages import Message
 from ..pictures import in_words
@@ -26,22 +27,22 @@ DESCRIPTION = "latents.json"
 
 
 class LatentDataset(Dataset):
-    """Latents `(c, *size)`, float32, as `{"images": ..., "class_labels": int}`, the label only if there are any.
+    """Latents `(c, *size)`, float32, as `{"images": ..., LABELS: int}`, the label only if there are any.
 
     Args:
         latents: An array `(N, c, *size)`, which may lie on disk.
-        class_labels (`Sequence[int]`, *optional*): Their labels.
+        labels (`Sequence[int]`, *optional*): Those of their classes.
     """
 
-    def __init__(self, latents: np.ndarray, class_labels: Sequence[int] | None):
-        self.latents, self.class_labels = latents, class_labels
+    def __init__(self, latents: np.ndarray, labels: Sequence[int] | None):
+        self.latents, self.labels = latents, labels
 
     def __len__(self) -> int:
         return len(self.latents)
 
     def __getitem__(self, index: int) -> dict[str, Tensor | int]:
         item = {"images": torch.from_numpy(np.array(self.latents[index]))}
-        return item if self.class_labels is None else item | {"class_labels": int(self.class_labels[index])}
+        return item if self.labels is None else item | {LABELS: int(self.labels[index])}
 
 
 def in_latent_space(
@@ -156,6 +157,6 @@ def _encode_all(
         x = scale_to_unit(batch["images"], data.num_levels).to(device)
         end = start + len(x)
         latents[start:end] = encode(vae, x, generator).cpu().numpy()
-        if "class_labels" in batch:
-            labels[start:end] = batch["class_labels"].numpy()
+        if LABELS in batch:
+            labels[start:end] = batch[LABELS].numpy()
         start = end

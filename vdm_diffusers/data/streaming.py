@@ -11,6 +11,7 @@ from accelerate.utils import gather_object, send_to_device
 from torch import Tensor
 from torch.utils.data import IterableDataset, default_collate
 
+from ..conditioning import LABELS
 from ..guards.loading import DataError, reason_of, root_cause
 from ..guards.messages import Message
 from ..pictures import UnsuitableImage
@@ -175,7 +176,7 @@ class ImageStream(IterableDataset):
         label = row[self.label_column]
         if problem := label_problem(label, self.num_classes):
             raise UnsuitableImage(Message("{label_column} {!r} {}", self.label_column, problem))
-        return {"images": pixels, "class_labels": label}
+        return {"images": pixels, LABELS: label}
 
     def _with_left_out(self, item: dict) -> dict:
         left_out, self.left_out = self.left_out, []

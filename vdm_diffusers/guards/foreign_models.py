@@ -7,7 +7,7 @@ configurations would build, without memory and no further than its weights reach
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -123,16 +123,3 @@ def weights_limited(max_weights: int) -> Iterator[None]:
         yield
     finally:
         handle.remove()
-
-
-@torch.no_grad()
-def check_denoiser(unet: ModelMixin, shape: Sequence[int]) -> None:
-    """Raise an error unless a denoiser makes a sample `(C, *size)` of one, or two with variances; nothing is computed."""
-    config = dict(unet.config) | {"_use_default_values": []}  # what is listed there `from_config` would leave out
-    with torch.device("meta"):
-        twin = type(unet).from_config(config).eval()
-        num_classes = unet.config.get("num_class_embeds") or unet.config.get("num_embeds_ada_norm")
-        condition = {"class_labels": torch.zeros(1, dtype=torch.long)} if num_classes else {}
-        output = twin(torch.zeros(1, *shape), torch.zeros(1), **condition, return_dict=False)[0]
-    if output.shape[0] != 1 or output.shape[1] not in (shape[0], 2 * shape[0]) or tuple(output.shape[2:]) != tuple(shape[1:]):
-        raise ValueError(f"Its denoiser makes {tuple(output.shape[1:])} of {tuple(shape)}.")

@@ -7,6 +7,7 @@ from accelerate import PartialState
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ..conditioning import Condition
 from ..vdm import VDM, VDMLoss, evaluating, stratified_times
 from .estimates import Estimate, check_sizes
 from .per_image import for_each_image, generators
@@ -87,14 +88,14 @@ def variational_bound(
     check_sizes(len(dataset), num_repeats)
     times = shuffled_times(num_repeats, len(dataset), seed)
 
-    def terms(images: Tensor, class_labels: Tensor | None, indices: Tensor) -> Tensor:
+    def terms(images: Tensor, condition: Condition, indices: Tensor) -> Tensor:
         """`(B, R, 3)`."""
         sources, repeats = generators(seed, indices), []
         for repeat in range(num_repeats):
             noise = torch.stack([torch.randn(2, *images.shape[1:], generator=source) for source in sources], dim=1)
             t = times[repeat, indices].to(device)
             with evaluating(vdm):
-                loss = vdm(images, class_labels, t, noise.to(device))
+                loss = vdm(images, condition, t, noise.to(device))
             _check_finite(loss, vdm, t, indices)
             repeats.append(torch.stack([loss.prior, loss.reconstruction, loss.diffusion], dim=1) / loss.nats_in_unit)
         return torch.stack(repeats, dim=1)

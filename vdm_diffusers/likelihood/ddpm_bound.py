@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from .. import gaussian
+from ..conditioning import Condition
 from ..pixel_space import check_pixel_space
 from ..scheduling_vdm import VDMScheduler
 from ..units import LOG_2
@@ -31,7 +32,7 @@ VARIANCE_TYPES = ("fixed_small", "fixed_large", "learned", "learned_range")
 
 
 class Prediction(NamedTuple):
-    """The denoiser's estimate of `x` and `log` of the variance of `p(x_{t-1}|x_t)`, both broadcastable to `(B, C, H, W)`."""
+    """The denoiser's estimate of `x` and `log` of the variance of `p(x_{t-1}|x_t)`, both broadcastable to `(B, C, *size)`."""
 
     x: Tensor
     log_variance: Tensor
@@ -42,7 +43,7 @@ class DDPM(nn.Module):
     A model of a β-chain, with DDPM's bound. Index t = 0, ..., T - 1 of the chain is the latent x_{t+1} of the paper.
 
     Args:
-        unet (`nn.Module`): The denoiser, called as `unet(z_t, t, class_labels=..., return_dict=False)[0]`.
+        unet (`nn.Module`): The denoiser, called as `unet(z_t, t, return_dict=False, **condition)[0]`.
         gammas (`Tensor` of shape `(T,)`): `log((1 - ᾱ_t) / ᾱ_t)` of the chain, increasing.
         prediction_type (`str`, defaults to `"epsilon"`): What it estimates.
         variance_type (`str`, defaults to `"fixed_small"`): One of `VARIANCE_TYPES`; a learned one takes further channels.
@@ -109,12 +110,12 @@ class DDPM(nn.Module):
         """`KL(q(x_T|x) || N(0, I))`, `(B,)`, in nats."""
         return gaussian.prior_kl(x, self.gammas[-1].to(x.dtype)).flatten(1).sum(1)
 
-    def denoising(self, x: Tensor, index: Tensor, eps: Tensor, class_labels: Tensor | None = None) -> Tensor:
+    def denoising(self, x: Tensor, index: Tensor, eps: Tensor, condition: Condition | None = None) -> Tensor:
         """`KL(q(x_{t-1}|x_t, x) || p(x_{t-1}|x_t))` at indices `(B,)` above 0 and `z_t = alpha_t x + sigma_t eps`, in nats.
 
         Both means are that of `q`, one with the estimate in the place of `x`.
         """
-        predicted = self.predict(x, index, eps, class_labels)
+        predicted = self.predict(x, index, eps, condition)
         gamma_s, gamma_t = (gammas[index] for gammas in (self.gammas_before, self.gammas))
         factor = (gaussian.alpha(gamma_s) * -torch.expm1(gamma_s - gamma_t)).to(x.dtype)
         square = (gaussian.expand(factor, x) * (x - predicted.x)) ** 2
@@ -122,22 +123,22 @@ class DDPM(nn.Module):
         kl = 0.5 * (torch.expm1(log_ratio) - log_ratio + square * torch.exp(-predicted.log_variance))
         return kl.flatten(1).sum(1)
 
-    def reconstruction(self, x: Tensor, eps: Tensor, class_labels: Tensor | None = None) -> Tensor:
+    def reconstruction(self, x: Tensor, eps: Tensor, condition: Condition | None = None) -> Tensor:
         """`-log p(x|x_1)` at `x_1 = alpha_0 x + sigma_0 eps`, `(B,)`, in nats: a Gaussian, of which a level has the integral
         over its bin, `1 / (num_levels - 1)` to either side, and the outer levels also what lies beyond."""
-        predicted = self.predict(x, torch.zeros(len(x), dtype=torch.long, device=x.device), eps, class_labels)
+        predicted = self.predict(x, torch.zeros(len(x), dtype=torch.long, device=x.device), eps, condition)
         difference, scale = (x - predicted.x).double(), torch.exp(-0.5 * predicted.log_variance.double())
         half_width = 1 / (self.num_levels - 1)
         upper = torch.where(x > 1 - half_width, torch.inf, (difference + half_width) * scale)
         lower = torch.where(x < -1 + half_width, -torch.inf, (difference - half_width) * scale)
         return -_log_normal_mass(lower, upper).flatten(1).sum(1)
 
-    def predict(self, x: Tensor, index: Tensor, eps: Tensor, class_labels: Tensor | None) -> Prediction:
+    def predict(self, x: Tensor, index: Tensor, eps: Tensor, condition: Condition | None) -> Prediction:
         """What the denoiser says at `z_t` of the indices `(B,)`."""
         gamma_t = self.gammas[index].to(x.dtype)
         z_t = gaussian.diffuse(x, eps, gamma_t)
         dtype = next(self.unet.parameters()).dtype
-        output = self.unet(z_t.to(dtype), index, class_labels=class_labels, return_dict=False)[0].to(x.dtype)
+        output = self.unet(z_t.to(dtype), index, return_dict=False, **(condition or {}))[0].to(x.dtype)
         estimate, variance = output[:, : x.shape[1]], output[:, x.shape[1] :]
         estimate = gaussian.predicted_sample(self.prediction_type, estimate, z_t, gamma_t)
         estimate = estimate.clamp(-1, 1) if self.clip_denoised else estimate
@@ -145,12 +146,12 @@ class DDPM(nn.Module):
 
     def _log_variance(self, index: Tensor, output: Tensor) -> Tensor:
         """At index 0, where `q` has no variance, the small one is that of index 1, and so is the large one if it is fixed."""
-        small = self.log_posterior[index.clamp(min=1)].to(output.dtype)[:, None, None, None]
-        large = self.log_beta[index].to(output.dtype)[:, None, None, None]
+        small = gaussian.expand(self.log_posterior[index.clamp(min=1)].to(output.dtype), output)
+        large = gaussian.expand(self.log_beta[index].to(output.dtype), output)
         if self.variance_type == "fixed_small":
             return small
         if self.variance_type == "fixed_large":
-            return torch.where((index == 0)[:, None, None, None], small, large)
+            return torch.where(gaussian.expand(index == 0, output), small, large)
         if self.variance_type == "learned":
             return output
         fraction = (output + 1) / 2
@@ -216,7 +217,7 @@ def ddpm_bound(
     offsets = shuffled_times(num_repeats, len(dataset), seed).double()
     chosen = 1 + ((torch.arange(num_indices) + offsets[..., None]) * (highest / num_indices)).long().clamp(max=highest - 1)
 
-    def terms(images: Tensor, class_labels: Tensor | None, indices: Tensor) -> Tensor:
+    def terms(images: Tensor, condition: Condition, indices: Tensor) -> Tensor:
         """Prior, `L_0` and the terms of the chosen indices, in bits per dimension, `(B, R, 2 + num_indices)`."""
         x, sources, repeats = ddpm.scale(images), generators(seed, indices), []
         for repeat in range(num_repeats):
@@ -226,9 +227,9 @@ def ddpm_bound(
                 index = torch.zeros_like(indices) if step < 0 else chosen[repeat, indices, step]
                 with evaluating(ddpm):
                     if step < 0:
-                        column = ddpm.reconstruction(x, eps, class_labels)
+                        column = ddpm.reconstruction(x, eps, condition)
                     else:
-                        column = ddpm.denoising(x, index.to(device), eps, class_labels)
+                        column = ddpm.denoising(x, index.to(device), eps, condition)
                 _check_finite(column, index, indices)
                 columns.append(column)
             repeats.append(torch.stack(columns, dim=1) / (x[0].numel() * LOG_2))

@@ -1,4 +1,4 @@
-"""The mean of something random over images, and how far it is to be trusted."""
+"""Means over images of random estimates, with their errors."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -15,18 +15,18 @@ class Estimate:
     """
     The mean over images of an expectation over draws (times, noises), estimated from independent repeats.
 
-    Two errors are kept apart. The images are a sample of a population; the draws are one of many that the same images could
-    have had. A figure for *these* images has the second error alone, one for the population that they come from both.
+    There are two sources of error: the images are only a sample of a population, and the draws are only some of many possible.
+    A figure for these images has the second error only; a figure for the population has both.
 
     Attributes:
         per_dim (`float`): Mean over images and repeats, in `unit`, as are the errors.
-        standard_error (`float`): Of the mean, as one of the population: both errors.
-        standard_error_images (`float`, *optional*): What remains of it with ever more repeats.
-        standard_error_draws (`float`, *optional*): What remains of it for these images; from the spread of the repeats' means.
+        standard_error (`float`): Of the mean as a figure for the population, from both sources.
+        standard_error_images (`float`, *optional*): The part of the images, which more repeats don't reduce.
+        standard_error_draws (`float`, *optional*): The part of the draws, from the spread of the repeats' means.
         interval_95 (`list[float]`): Lower and upper end of an interval that covers the population's figure in 95 % of cases or
-            more, by Student's t. For one of these images' figure take the `t` of R - 1 degrees of freedom times
-            `standard_error_draws`: with few repeats an error is itself uncertain, and `t` is far above 1.96.
-        variance (`float`): Of a single value, that is, of an estimate from one image and one draw.
+            more, by Student's t. For the figure of these images take `standard_error_draws` times the `t` of R - 1 degrees of
+            freedom, which is far above 1.96 for few repeats: the error is then itself uncertain.
+        variance (`float`): Of a single estimate, from one image and one draw.
         unit ([`Unit`]): Bits per dimension of integer images, nats per dimension of real-valued data, such as latents.
 
     With a single repeat the two errors can't be told from each other: they are `None`, and `standard_error`, from the spread of

@@ -7,6 +7,7 @@ from accelerate import PartialState
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ..conditioning import Condition
 from ..probability_flow.likelihood import log_likelihood
 from ..units import LOG_2
 from ..vdm import VDM
@@ -21,8 +22,8 @@ class ODELikelihood(Estimate):
     Its errors and its variance are an [`Estimate`]'s, whose draws are those of dequantisation and probe.
 
     Attributes:
-        num_evaluations (`float`): Of the denoiser, for an image and repeat, in the mean.
-        max_evaluations (`int`): The largest number of them.
+        num_evaluations (`float`): Mean number of evaluations of the denoiser, for an image and repeat.
+        max_evaluations (`int`): The largest such number.
     """
 
     num_evaluations: float
@@ -48,12 +49,12 @@ def ode_likelihood(
     """
     check_sizes(len(dataset), num_repeats)
 
-    def bits(images: Tensor, class_labels: Tensor | None, indices: Tensor) -> Tensor:
+    def bits(images: Tensor, condition: Condition, indices: Tensor) -> Tensor:
         """Bits per dimension and number of evaluations, `(B, R, 2)`."""
         sources = generators(seed, indices)
         scale = -1 / (images[0].numel() * LOG_2)
         try:
-            repeats = [log_likelihood(vdm, images, class_labels, generator=sources, **options) for _ in range(num_repeats)]
+            repeats = [log_likelihood(vdm, images, condition, generator=sources, **options) for _ in range(num_repeats)]
         except FloatingPointError as error:
             raise FloatingPointError(f"{error} The batch begins with image {indices[0]} of the data set.") from error
         return torch.stack([torch.stack([scale * nats.cpu(), number], dim=1) for nats, number in repeats], dim=1)

@@ -1,4 +1,4 @@
-"""Something of every image of a data set, computed in batches by one process or by several."""
+"""Computes numbers for every image of a data set, in batches, on one process or several."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -10,14 +10,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 
+from ..conditioning import Condition, split_batch, to_device
 from ..guards.loading import DataError
 from ..guards.messages import message_of
 from ..randomness import counted_generator
 
 
-Function = Callable[[Tensor, Tensor | None, Tensor], Tensor]
-"""`function(images, class_labels, indices)` of a batch `(B, C, H, W)`, its labels if there are any, and its indices `(B,)` in
-the data set, to a tensor `(B, ...)`."""
+Function = Callable[[Tensor, Condition, Tensor], Tensor]
+"""`function(images, condition, indices) -> (B, ...)` of a batch `(B, *shape)`, its condition, and its places `(B,)` in the data
+set."""
 
 
 def for_each_image(
@@ -29,7 +30,7 @@ def for_each_image(
     description: str | None = None,
 ) -> Tensor:
     """
-    The results of a function for all images, `(N, ...)` in float64 on the CPU, in the order of the data set.
+    The results of a function for all images, `(N, ...)`, in float64 on the CPU, in the order of the data set.
 
     Args:
         function (`Callable`): See `Function`.
@@ -37,8 +38,8 @@ def for_each_image(
         batch_size (`int`): Images a call.
         device (`str` or `torch.device`, defaults to `"cpu"`): Where the function gets them.
         processes (`PartialState`, *optional*):
-            Those that share the work, each of which has to call this and gets all results. They meet only at its end, so it
-            does not matter if some take longer. Defaults to this one alone.
+            The processes that share the work. Each must call this and gets all results; they wait for each other at the end
+            only. Defaults to this process alone.
         description (`str`, *optional*): For a progress bar of the main process; by default there is none.
 
     Raises:
@@ -62,9 +63,9 @@ def _results(
 ) -> list[Tensor]:
     results, start = [], 0
     for batch in DataLoader(Subset(dataset, indices), batch_size, generator=torch.Generator()):  # not the global generator
-        images, labels = batch["images"].to(device), batch.get("class_labels")
+        images, condition = split_batch(batch)
         rows = torch.tensor(indices[start : start + len(images)])
-        results.append(function(images, None if labels is None else labels.to(device), rows).cpu().double())
+        results.append(function(images.to(device), to_device(condition, device), rows).cpu().double())
         start += len(images)
         progress.update(len(images))
     progress.close()
@@ -77,5 +78,5 @@ def _progress_bar(total: int, processes: PartialState | None, description: str |
 
 
 def generators(seed: int, indices: Tensor) -> list[torch.Generator]:
-    """One of each image, on the CPU: what is drawn for it depends on `seed` and its index alone, not on batch or process."""
+    """One for each image, on the CPU: its draws depend on `seed` and its index alone, not on batches or processes."""
     return [counted_generator(seed, index) for index in indices.tolist()]

@@ -18,7 +18,7 @@ from ..vdm import VDM
 
 
 Dequantization = Callable[[VDM, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""`(vdm, images, u) -> (z_0, log P(v|z_0) - log q(z_0|v))`: latents, shaped as the integer `images` `(B, C, H, W)`, and the
+"""`(vdm, images, u) -> (z_0, log P(v|z_0) - log q(z_0|v))`: latents, shaped as the integer `images` `(B, C, *size)`, and the
 rest of each image's bound but `log p(z_0)`, `(B,)`, in nats, both in float64 where the device has it; `u`, shaped as `images`
 and of that dtype, is uniform on (0, 1)."""
 
@@ -53,7 +53,7 @@ def uniform(vdm: VDM, images: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _data_and_scales(vdm: VDM, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The data x, `(B, C, H, W)`, and `alpha_0`, `sigma_0`, of which `z_0 = alpha_0 x + sigma_0 eps`."""
+    """The data x, `(B, C, *size)`, and `alpha_0`, `sigma_0`, of which `z_0 = alpha_0 x + sigma_0 eps`."""
     x = vdm.scale(images)
     x = x.to(highest_precision(x.device))
     gamma_0 = vdm.noise_schedule.end_points()[0].to(x)
@@ -70,4 +70,4 @@ DEQUANTIZATIONS: dict[str, Dequantization] = {
     "truncated_normal": truncated_normal,
     "uniform": uniform,
 }
-"""By the names that options have."""
+"""Every dequantisation by the name that options give it."""

@@ -1,4 +1,4 @@
-"""The likelihood of images under the probability-flow ODE."""
+"""The likelihood of a batch under the probability-flow ODE."""
 
 import math
 from typing import NamedTuple
@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..conditioning import Condition
 from ..precision import highest_precision
 from ..vdm import VDM
 from .dequantization import DEQUANTIZATIONS
@@ -21,7 +22,7 @@ class LogLikelihood(NamedTuple):
 
     Attributes:
         nats (`Tensor` of shape `(B,)`): The estimate of `log P(v)`, float64.
-        num_evaluations (`Tensor` of shape `(B,)`): Of the denoiser, over all importance samples.
+        num_evaluations (`Tensor` of shape `(B,)`): How often the denoiser was evaluated, over all importance samples.
     """
 
     nats: Tensor
@@ -32,7 +33,7 @@ class LogLikelihood(NamedTuple):
 def log_likelihood(
     vdm: VDM,
     images: Tensor,
-    class_labels: Tensor | None = None,
+    condition: Condition | None = None,
     dequantization: str = "decoder",
     num_importance_samples: int = 1,
     trace: str = "rademacher",
@@ -44,13 +45,13 @@ def log_likelihood(
 
     `p(z_0)` is the density that the flow carries the prior `N(0, I)` to, from `gamma(1)` to `gamma(0)`. One draw gives
     `log w = log p(z_0) + log P(v|z_0) - log q(z_0|v)`, whose expectation is a lower bound; K draws give the log of their mean,
-    `logsumexp_k(log w) - log K`, a tighter one. With an estimated trace the noise of `log p` makes the latter rise for
-    no good reason, by about half the variance of that noise where K is large: it is a bound only with `trace="exact"`.
+    `logsumexp_k(log w) - log K`, a tighter one. It is a bound only with `trace="exact"`: the noise of an estimated
+    trace raises it without cause, for large K by about half the variance of that noise.
 
     Args:
-        vdm ([`VDM`]): Of which the denoiser, the prediction type, the end points of the schedule and `num_levels` count.
-        images (`Tensor` of shape `(B, C, H, W)`): Integers in `[0, num_levels)`, of an integer dtype.
-        class_labels (`Tensor` of shape `(B,)`, *optional*): Passed on to the denoiser.
+        vdm ([`VDM`]): Only its denoiser, prediction type, `num_levels` and the end points of its schedule matter.
+        images (`Tensor` of shape `(B, C, *size)`): Integers in `[0, num_levels)`, of an integer dtype.
+        condition (`Condition`, *optional*): What the denoiser is told besides.
         dequantization (`str`, defaults to `"decoder"`): A key of `DEQUANTIZATIONS`.
         num_importance_samples (`int`, defaults to 1): K, each with a trajectory and a probe of its own.
         trace (`str`, defaults to `"rademacher"`): One of `TRACES`; with a probe, one for the whole trajectory.
@@ -66,7 +67,7 @@ def log_likelihood(
     for _ in range(num_importance_samples):
         z_0, log_weight = DEQUANTIZATIONS[dequantization](vdm, images, _draw(torch.rand, images, generator))
         divergence = exact if trace == "exact" else hutchinson(_probe(trace, images, generator))
-        flow = integrate(vdm, z_0, *vdm.noise_schedule.end_points(), class_labels, divergence, tolerance)
+        flow = integrate(vdm, z_0, *vdm.noise_schedule.end_points(), condition, divergence, tolerance)
         log_prior = -0.5 * (flow.z**2 + math.log(2 * math.pi)).flatten(1).sum(1)
         log_weights.append(log_prior + flow.log_det + log_weight)
         num_evaluations += flow.num_evaluations.cpu()

@@ -16,22 +16,23 @@ import torchode
 from torch import Tensor
 
 from .. import gaussian
+from ..conditioning import Condition
 from ..precision import highest_precision
 from ..vdm import VDM, evaluating
 
 
 Divergence = Callable[[Tensor, Tensor], Tensor]
-"""`divergence(v, z)` of a field `v(z)` whose graph reaches back to `z`, both `(B, C, H, W)`, as `(B,)`."""
+"""`divergence(v, z)` of a field `v(z)` whose graph reaches back to `z`, both `(B, C, *size)`, as `(B,)`."""
 
 
 class Flow(NamedTuple):
     """Where the flow leads.
 
     Attributes:
-        z (`Tensor` of shape `(B, C, H, W)`): The latents at the other end.
+        z (`Tensor` of shape `(B, C, *size)`): The latents at the other end.
         log_det (`Tensor` of shape `(B,)`): `∫ div(dz/dgamma) dgamma`, in nats, so that `log p(start) = log p(end) + log_det`;
             zero where no divergence was asked for.
-        num_evaluations (`Tensor` of shape `(B,)`): Of the denoiser, for each image by itself.
+        num_evaluations (`Tensor` of shape `(B,)`): How often the denoiser was evaluated for each image.
     """
 
     z: Tensor
@@ -40,7 +41,7 @@ class Flow(NamedTuple):
 
 
 def hutchinson(probe: Tensor) -> Divergence:
-    """The unbiased estimate `probeᵀ (∂v/∂z) probe` for a probe of zero mean and unit covariance, `(B, C, H, W)`."""
+    """The unbiased estimate `probeᵀ (∂v/∂z) probe` for a probe of zero mean and unit covariance, `(B, C, *size)`."""
 
     def divergence(v: Tensor, z: Tensor) -> Tensor:
         (product,) = torch.autograd.grad(v, z, probe.to(v.dtype))
@@ -56,9 +57,9 @@ def exact(v: Tensor, z: Tensor) -> Tensor:
     return sum(gradients)
 
 
-def velocity(vdm: VDM, z: Tensor, gamma: Tensor, class_labels: Tensor | None = None) -> Tensor:
+def velocity(vdm: VDM, z: Tensor, gamma: Tensor, condition: Condition | None = None) -> Tensor:
     """`dz/dgamma`, shaped as `z` and in its dtype, at one `gamma` an image, `(B,)`."""
-    output = vdm.denoise(z, gamma, class_labels)
+    output = vdm.denoise(z, gamma, condition)
     eps = gaussian.predicted_epsilon(vdm.prediction_type, output, z, gamma)
     sigma = gaussian.expand(gaussian.sigma(gamma), z)
     return 0.5 * sigma * (eps - sigma * z)
@@ -70,7 +71,7 @@ def integrate(
     z: Tensor,
     gamma_start: Tensor,
     gamma_end: Tensor,
-    class_labels: Tensor | None = None,
+    condition: Condition | None = None,
     divergence: Divergence | None = None,
     tolerance: float = 1e-5,
 ) -> Flow:
@@ -82,9 +83,9 @@ def integrate(
 
     Args:
         vdm ([`VDM`]): Evaluated without dropout.
-        z (`Tensor` of shape `(B, C, H, W)`): The latents to start from.
+        z (`Tensor` of shape `(B, C, *size)`): The latents to start from.
         gamma_start, gamma_end (`Tensor` of shape `()`): In either order.
-        class_labels (`Tensor` of shape `(B,)`, *optional*): Passed on to the denoiser.
+        condition (`Condition`, *optional*): What the denoiser is told besides.
         divergence (`Divergence`, *optional*): How to compute the divergence, if `log_det` is wanted.
         tolerance (`float`, defaults to 1e-5):
             The largest error of a step, in the root mean square over the dimensions of an image, `log_det` counting in nats per
@@ -103,7 +104,7 @@ def integrate(
         """Of the state `(z, log_det / √dims)`: so scaled, an error of log_det counts in nats per dimension."""
         with torch.set_grad_enabled(divergence is not None):
             z = state[:, :-1].reshape(shape).requires_grad_(divergence is not None)
-            v = velocity(vdm, z, gamma, class_labels)
+            v = velocity(vdm, z, gamma, condition)
             change = state.new_zeros(len(state)) if divergence is None else divergence(v, z)
         slope = torch.cat([v.detach().flatten(1), change[:, None] / num_dims**0.5], dim=1)
         _check_finite(slope, vdm, gamma)

@@ -1,4 +1,4 @@
-"""What the options of a scheduler may be, and which a configuration has that diffusers' classes wrote, or people long ago."""
+"""The options of a scheduler: what they may be, and what configurations mean that other classes wrote, or old versions."""
 
 import inspect
 import reprlib

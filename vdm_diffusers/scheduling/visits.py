@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..noise_schedules import TableSchedule
-from ..timestep_maps import ChainTimesteps, TimestepMap
-from .beta_chains import SPACINGS
+from ..timestep_maps import AffineTimesteps, ChainTimesteps, TimestepMap
+from .beta_chains import CHAIN_OPTIONS, SPACINGS, betas_of, chain_betas, chain_gammas
 from .options import is_number
 from .reverse_steps import StepFactors, ddim_steps, ddpm_steps
 
@@ -33,7 +33,7 @@ class Visit:
 
     Args:
         steps ([`Steps`]): Where they lead.
-        state (`tuple`): What of a scheduler they were made from, see `VDMScheduler._state`.
+        state (`tuple`): The state of the scheduler that they were made from, see `VDMScheduler._state`.
     """
 
     def __init__(self, steps: Steps, state: tuple):
@@ -66,12 +66,19 @@ class Visits(ABC):
         gamma_ddpm, gamma_ddim (`Tensor` of shape `()`):
             Where the last step leads, by the steps of each: `-inf` is `x` itself. Float64 on the CPU.
         range (`tuple[float, float]`): First and last timestep that can be visited.
+        noise_schedule ([`TableSchedule`], *optional*): The one that is visited, if it is one.
+        config (`dict`): What is written into the configuration of what is visited.
     """
 
     timestep_map: TimestepMap
     gamma_ddpm: Tensor
     gamma_ddim: Tensor
     range: tuple[float, float]
+    noise_schedule: TableSchedule | None = None
+
+    @property
+    def config(self) -> dict[str, object]:
+        return {}
 
     @abstractmethod
     def spaced(self, num_steps: int, config: Mapping[str, object]) -> Steps:
@@ -100,7 +107,7 @@ class ChainVisits(Visits):
         self.timestep_map = timestep_map
         self.gamma_ddpm = torch.tensor(-torch.inf, dtype=torch.float64)
         self.gamma_ddim = self.gamma_ddpm if set_alpha_to_one else timestep_map.gammas[0]
-        self.range = (0.0, len(timestep_map.gammas) - 1.0)
+        self.range = (0.0, timestep_map.last)
 
     def spaced(self, num_steps: int, config: Mapping[str, object]) -> Steps:
         length, spacing = config["num_train_timesteps"], config["timestep_spacing"]
@@ -138,6 +145,10 @@ class ScheduleVisits(Visits):
         self.gamma_ddpm = self.gamma_ddim = noise_schedule.knot_gammas[0]
         self.range = tuple(timestep_map(noise_schedule.knot_gammas[[0, -1]]).tolist())
 
+    @property
+    def config(self) -> dict[str, object]:
+        return {name: list(self.noise_schedule.config[name]) for name in ("gammas", "times")}
+
     def spaced(self, num_steps: int, config: Mapping[str, object]) -> Steps:
         gammas = self.noise_schedule.chain(num_steps).flip(0)
         return Steps(self.timestep_map(gammas[:-1]).float(), gammas[:-1], gammas[1:], gammas[1:])
@@ -147,6 +158,31 @@ class ScheduleVisits(Visits):
         gammas = self.timestep_map.inverse(timesteps).clamp(knots[0], knots[-1])
         gammas_next = _before(gammas, self.gamma_ddpm)
         return Steps(timesteps.float(), gammas, gammas_next, gammas_next)
+
+
+def timesteps_of(config: Mapping[str, object]) -> tuple[TimestepMap, Tensor]:
+    """What a denoiser is told, and the β of the chain whose index that is, `(N,)`: its own, or one made for its gammas."""
+    length = config["num_train_timesteps"]
+    if not _is_of_chain(config):
+        timestep_map = AffineTimesteps(config["gamma_min"], config["gamma_max"], length)
+        return timestep_map, betas_of(timestep_map.inverse(torch.arange(length, dtype=torch.float64)))
+    chain = {name: config[name] for name in CHAIN_OPTIONS}
+    betas = chain_betas(**{name: chain[name] for name in CHAIN_OPTIONS[:6]})
+    return ChainTimesteps(chain_gammas((1 - betas).cumprod(0)), chain), betas
+
+
+def visits_of(config: Mapping[str, object], timestep_map: TimestepMap) -> Visits:
+    """What a configuration says to visit: its `gammas`, or else its chain, or for a VDM from `gamma_min` to `gamma_max`."""
+    gammas = config["gammas"]
+    if gammas is None and _is_of_chain(config):
+        return ChainVisits(timestep_map, config["set_alpha_to_one"])
+    gammas = [config["gamma_min"], config["gamma_max"]] if gammas is None else gammas
+    return ScheduleVisits(timestep_map, TableSchedule(gammas, config["times"]))
+
+
+def _is_of_chain(config: Mapping[str, object]) -> bool:
+    """Whether the denoiser is told the index of a β-chain. A VDM has `trained_betas` too, but beside its `gammas`."""
+    return config["beta_schedule"] is not None or (config["trained_betas"] is not None and config["gammas"] is None)
 
 
 def _before(gammas: Tensor, last: Tensor) -> Tensor:

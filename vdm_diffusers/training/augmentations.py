@@ -1,16 +1,17 @@
-"""Augmentations: what training does to a batch of images, on their device, and what the denoiser is told of it."""
+"""Augmentations: random changes to a batch of training images, on their device, and what the denoiser is told of them."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from ..conditioning import Condition
 from ..guards.messages import Message
 from ..pictures import in_words
 
 
-Augmented = tuple[Tensor, Tensor | None]
-"""Images `(B, C, H, W)` as they were or changed, and `(B, 1)` of the conditioning, if any."""
+Augmented = tuple[Tensor, Condition | None]
+"""Images `(B, C, H, W)` as they were or changed, and what the denoiser is told of it, if anything."""
 
 
 def unchanged(images: Tensor) -> Augmented:
@@ -19,25 +20,25 @@ def unchanged(images: Tensor) -> Augmented:
 
 
 def flip(images: Tensor) -> Augmented:
-    """Every image mirrored with probability ½, as if the data were so."""
+    """Every image mirrored with probability ½; the denoiser is not told."""
     return torch.where(_coin(images), images.flip(-1), images), None
 
 
 def flip_and_turn(images: Tensor) -> Augmented:
     """The paper's: mirrored with probability ½, and then turned by one, two or three quarters with probability ½.
 
-    The conditioning is 1 for images that were mirrored or turned, so that the model of the others, at 0, is one of the data.
+    The denoiser's `conditioning` is 1 for images that were mirrored or turned: told 0, it is a model of the data as they are.
     """
     mirrored, turned = _coin(images), _coin(images)
     images = torch.where(mirrored, images.flip(-1), images)
     quarters = torch.randint(1, 4, turned.shape, device=images.device)
     for k in (1, 2, 3):
         images = torch.where(turned & (quarters == k), images.rot90(k, (-2, -1)), images)
-    return images, (mirrored | turned).flatten(1).float()
+    return images, {"conditioning": (mirrored | turned).flatten(1).float()}
 
 
 AUGMENTATIONS: dict[str, Callable[[Tensor], Augmented]] = {"none": unchanged, "flip": flip, "paper": flip_and_turn}
-"""By their names as options; their draws are of the global generator of the images' device."""
+"""Augmentations by the names of the option; they draw from the global generator of the images' device."""
 
 
 def check_augmentation(augmentation: str, shape: tuple[int, ...]) -> None:

@@ -9,8 +9,8 @@ from ..autoencoders import have_same_latents
 from ..class_names import check_same_classes
 from ..conditioning import num_classes
 from ..data.images import ImageData
-from ..denoisers import sample_shape
-from ..guards.foreign_models import check_denoiser, check_pipeline, check_sizes
+from ..denoisers import check_denoiser, sample_shape
+from ..guards.foreign_models import check_pipeline, check_sizes
 from ..guards.loading import refused_as
 from ..guards.messages import Argument, Message, refuse_if
 from ..noise_schedules import NOISE_SCHEDULES, LearnedChainSchedule, NoiseSchedule

@@ -12,7 +12,8 @@ from diffusers import ModelMixin
 from huggingface_hub import hf_hub_download
 
 from ..data.images import ImageData
-from ..guards.foreign_models import check_denoiser, check_sizes, known_class, read_json, weights_limited
+from ..denoisers import check_denoiser
+from ..guards.foreign_models import check_sizes, known_class, read_json, weights_limited
 from ..guards.loading import refused_as
 from ..guards.messages import Message
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.data import IterableDataset
 
-from ..conditioning import num_classes
+from ..conditioning import trial_condition
 from ..data.checking import describe_unreadable
 from ..data.images import ImageData
 from ..denoisers import sample_shape
@@ -131,10 +131,9 @@ def activation_bytes(vdm: VDM, batch_size: int) -> int:
             kept[storage._cdata] = storage.nbytes()
         return tensor
 
-    z_t = torch.zeros(1, *sample_shape(unet), device="meta")
-    condition = {} if num_classes(unet) is None else {"class_labels": torch.zeros(1, dtype=torch.long, device="meta")}
+    z_t, condition = torch.zeros(1, *sample_shape(unet), device="meta"), trial_condition(unet, "meta")
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        output = unet(z_t, torch.zeros(1, device="meta"), **condition, return_dict=False)[0]
+        output = unet(z_t, torch.zeros(1, device="meta"), return_dict=False, **condition)[0]
     del output
     return batch_size * sum(kept.values())
 

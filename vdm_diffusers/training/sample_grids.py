@@ -14,14 +14,14 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from ..class_names import captions
-from ..conditioning import num_classes
+from ..conditioning import LABELS, num_classes
 from ..figures import save_image_grid, save_labelled_grid, to_picture
 from ..vdm import VDM
 from .config import TrainingConfig
 
 
 def sample_labels(vdm: VDM, num_samples: int) -> list[int] | None:
-    """The classes of so many samples: all in turn, or as many of them as there are samples, spread evenly."""
+    """The classes to sample: all in turn, or, if there are fewer samples than classes, some that are spread evenly."""
     number = num_classes(vdm.unet)
     if number is None:
         return None
@@ -45,7 +45,7 @@ def draw_samples(accelerator: Accelerator, vdm: VDM, config: TrainingConfig) -> 
     if mine:
         images = pipeline(
             len(mine),
-            class_labels=None if labels is None else [labels[i] for i in mine],
+            condition=None if labels is None else {LABELS: torch.tensor([labels[i] for i in mine])},
             num_inference_steps=config.num_inference_steps,
             generator=[torch.Generator().manual_seed(config.seed + i) for i in mine],
             output_type="np",

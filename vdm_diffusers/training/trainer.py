@@ -1,4 +1,4 @@
-"""What a training run does: trains a model, looks at it from time to time, and survives what happens to it."""
+"""The training loop: trains a model, validates it from time to time, and survives interruptions."""
 
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 
+from ..conditioning import drop, split_batch
 from ..data.checking import describe_unreadable
 from ..data.images import ImageData
 from ..data.streaming import ImageStream, StreamLoader
@@ -208,9 +209,11 @@ class Trainer:
     def _optimizer_step(self, batches: Iterable[dict[str, Tensor]]) -> None:
         moments = []
         for micro_step, batch in enumerate(batches):
-            images, conditioning = AUGMENTATIONS[self.config.augmentation](batch["images"])
+            images, condition = split_batch(batch)
+            images, augmentation = AUGMENTATIONS[self.config.augmentation](images)
+            condition = {**drop(condition, self.config.class_dropout, self.vdm.unet), **(augmentation or {})}
             with self.accelerator.accumulate(self.model):
-                loss = self.model(images, self._labels(batch), self._times(micro_step), conditioning=conditioning)
+                loss = self.model(images, condition, self._times(micro_step))
                 self.accelerator.backward(loss.objective.mean())
                 moments.append(_moments(loss))
                 if self.accelerator.sync_gradients:
@@ -222,14 +225,6 @@ class Trainer:
         self.not_reduced.append(torch.cat([torch.stack(moments).mean(0), norm.detach().reshape(1)]))
         self.history.step += 1
         self.progress.update()
-
-    def _labels(self, batch: dict[str, Tensor]) -> Tensor | None:
-        """The labels, a share of them replaced by the null class."""
-        labels = batch.get("class_labels")
-        if labels is None:
-            return None
-        dropped = torch.rand(labels.shape, device=labels.device) < self.config.class_dropout
-        return torch.where(dropped, self.data.num_classes, labels)
 
     def _times(self, micro_step: int) -> Tensor:
         """This process's share of the times of the step, which are stratified over all its processes and batches."""
@@ -359,7 +354,7 @@ class Trainer:
 
     @contextmanager
     def _leaving_checkpoint(self) -> Iterator[None]:
-        """Data that can't be read end a run with a checkpoint, on all processes."""
+        """If data can't be read, end the run with a checkpoint, on all processes."""
         try:
             yield
         except DataError as error:
@@ -402,7 +397,7 @@ class Trainer:
 
     @contextmanager
     def _going_on_without(self, what: str) -> Iterator[None]:
-        """A disk that is full, or gone, doesn't end a run of days for the sake of a picture."""
+        """Warn and carry on if a file can't be written: a full disk must not end a run of days for a picture."""
         try:
             yield
         except OSError as error:
