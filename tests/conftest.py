@@ -25,6 +25,7 @@ TINY = {
     "logging_steps": 2,
     "validation_steps": 3,
     "validation_repeats": 1,
+    "max_validation_images": 20,
     "final_validation_repeats": 1,
     "checkpointing_steps": 3,
     "num_samples": 3,

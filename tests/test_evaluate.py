@@ -1,10 +1,7 @@
 """The command: its figures, its files, any number of processes, and what it refuses."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import PIL.Image
@@ -16,6 +13,7 @@ from diffusers import (
     EDMEulerScheduler,
     FlowMatchEulerDiscreteScheduler,
 )
+from processes import Ranks
 from tiny_pipelines import build, unet
 from torch.utils.data import Subset
 
@@ -97,12 +95,11 @@ def check_processes(folder: Path, num_processes: int, batch_sizes: tuple[int, ..
     """Compare what so many processes write with what this one does in a single batch."""
     digits_vdm().save_pretrained(folder / "model")
     expected = run(folder / "model", folder, "--batch_size", "297", *flags)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_processes)]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     for batch_size in batch_sizes:
         options = ["--batch_size", str(batch_size), "--pretrained_model_name_or_path", str(folder / "model")]
         options += ["--output_path", str(folder / "parts.json"), *flags]
-        subprocess.run([*launch, "-m", "vdm_diffusers.evaluate", *options], check=True, capture_output=True, env=environment)
+        ranks = Ranks(evaluate.main, options, num_processes=num_processes, log=folder / "log")
+        assert ranks.join() == [0] * num_processes, (folder / "log").read_text()
         measured = json.loads((folder / "parts.json").read_text())
         assert measured["num_processes"] == num_processes
         for row, other in zip(measured["results"], expected["results"]):

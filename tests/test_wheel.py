@@ -52,7 +52,7 @@ def test_its_commands_run(wheel, tmp_path):
     def run(*arguments: str) -> str:
         return python(*arguments, cwd=tmp_path, PYTHONPATH=str(installed))
 
-    where = run("-c", "import vdm_diffusers; print(vdm_diffusers.__file__)")
+    where = run("-c", "from importlib.util import find_spec; print(find_spec('vdm_diffusers').origin)")
     assert Path(where.strip()).parent == installed / "vdm_diffusers"
     options = TINY | {"max_train_steps": "3", "output_dir": "digits"}
     run("-m", "vdm_diffusers.train", *(part for name, value in options.items() for part in (f"--{name}", str(value))))

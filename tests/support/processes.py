@@ -24,7 +24,7 @@ from vdm_diffusers.training.config import TrainingConfig
 
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["vdm_diffusers.train"])
+CONTEXT.set_forkserver_preload(["vdm_diffusers.train", "vdm_diffusers.evaluate", "sklearn.datasets", "matplotlib.figure"])
 
 
 class Ranks:

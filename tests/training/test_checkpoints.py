@@ -37,7 +37,7 @@ from vdm_diffusers.training.resuming import Run
 from vdm_diffusers.training.sample_grids import draw_samples, save_samples
 
 
-LONG = {"max_train_steps": 12, "checkpointing_steps": 2, "logging_steps": 3, "validation_steps": 4, "max_validation_images": 20}
+LONG = {"max_train_steps": 12, "checkpointing_steps": 2, "logging_steps": 3, "validation_steps": 4}
 
 
 def run(folder: Path, prepare=None, num_processes: int = 1, **options) -> list[int]:

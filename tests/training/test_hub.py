@@ -6,20 +6,23 @@ import re
 import shlex
 import subprocess
 import sys
-import textwrap
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import diffusers
 import pytest
 import torch
 from conftest import TINY
-from huggingface_hub import ModelCard
+from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler
+from huggingface_hub import HfApi, ModelCard
 from loopback_hub import TOKEN
+from packaging.version import Version
 from processes import Ranks, train_vdm_with
 from tiny_pipelines import vae
 
-from vdm_diffusers import VDM, LearnedMonotoneSchedule, VDMPipeline, VDMUNet2DModel
+from vdm_diffusers import VDM, LearnedMonotoneSchedule, VDMPipeline, VDMScheduler, VDMUNet2DModel
 from vdm_diffusers.conditioning import num_classes
 from vdm_diffusers.data import load_digits
 from vdm_diffusers.evaluate import main as evaluate
@@ -28,47 +31,34 @@ from vdm_diffusers.training.config import TrainingConfig
 from vdm_diffusers.training.hub import Uploads, _classes, save_model_card
 
 
-def run(script: str, *arguments: str, **environment: str) -> str:
-    """What a new Python process prints."""
-    command = [sys.executable, "-c", textwrap.dedent(script), *map(str, arguments)]
-    process = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
-    assert process.returncode == 0, process.stderr
-    return process.stdout
+def run(function: Callable, *arguments: object, log: Path) -> None:
+    """In a process that knows the Hub by its environment alone."""
+    assert Ranks(function, *arguments, log=log).join() == [0], log.read_text()
 
 
 def images_of(pipe) -> torch.Tensor:
     return pipe(2, num_inference_steps=3, generator=torch.Generator().manual_seed(0), output_type="pt").images
 
 
+def save_images_of_what_loads(name: str, path: Path) -> None:
+    unet = VDMUNet2DModel.from_pretrained(name, subfolder="unet")
+    scheduler = VDMScheduler.from_pretrained(name, subfolder="scheduler")
+    stock = DPMSolverMultistepScheduler.from_pretrained(name, subfolder="scheduler")
+    assert stock.config.trained_betas == scheduler.config.trained_betas
+    pipes = [
+        VDMPipeline.from_pretrained(name),
+        DiffusionPipeline.from_pretrained(name),
+        VDMPipeline(unet, scheduler, num_levels=17),
+        VDM.from_pretrained(name).to_pipeline(),
+    ]
+    assert all(type(pipe) is VDMPipeline for pipe in pipes)
+    torch.save([images_of(pipe) for pipe in pipes], path)
+
+
 def test_a_trained_model_loads_by_its_name(hub, train, tmp_path):
     train("--push_to_hub", hub_model_id="user/digits", hub_token=TOKEN)
-    expected = images_of(VDMPipeline.from_pretrained(tmp_path / "out"))
-    run(
-        """
-        import sys, torch
-        from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler
-        from vdm_diffusers import VDM, VDMPipeline, VDMScheduler, VDMUNet2DModel
-
-        def images_of(pipe):
-            return pipe(2, num_inference_steps=3, generator=torch.Generator().manual_seed(0), output_type="pt").images
-
-        name = "user/digits"
-        unet = VDMUNet2DModel.from_pretrained(name, subfolder="unet")
-        scheduler = VDMScheduler.from_pretrained(name, subfolder="scheduler")
-        stock = DPMSolverMultistepScheduler.from_pretrained(name, subfolder="scheduler")
-        assert stock.config.trained_betas == scheduler.config.trained_betas
-        pipes = [
-            VDMPipeline.from_pretrained(name),
-            DiffusionPipeline.from_pretrained(name),
-            VDMPipeline(unet, scheduler, num_levels=17),
-            VDM.from_pretrained(name).to_pipeline(),
-        ]
-        assert all(type(pipe) is VDMPipeline for pipe in pipes)
-        torch.save([images_of(pipe) for pipe in pipes], sys.argv[1])
-        """,
-        tmp_path / "images.pt",
-    )
-    loaded = torch.load(tmp_path / "images.pt")
+    run(save_images_of_what_loads, "user/digits", tmp_path / "images.pt", log=tmp_path / "log")
+    loaded, expected = torch.load(tmp_path / "images.pt"), images_of(VDMPipeline.from_pretrained(tmp_path / "out"))
     assert len(loaded) == 4
     for images in loaded:
         assert torch.equal(images, expected)
@@ -78,62 +68,50 @@ def test_a_trained_model_loads_by_its_name(hub, train, tmp_path):
     assert "user/digits" in uploaded["README.md"].decode() and TOKEN.encode() not in b"".join(uploaded.values())
 
 
-def test_revisions_variants_and_precisions_load_by_name(hub, tmp_path):
-    run(
-        """
-        import sys, diffusers, torch
-        from huggingface_hub import HfApi
-        from packaging.version import Version
-        from vdm_diffusers import VDMPipeline, VDMScheduler, VDMUNet2DModel
+def push(folder: str, value: float, **kwargs) -> None:
+    settings = {"block_channels": 8, "layers_per_side": 1, "norm_num_groups": 4, "num_class_embeds": 3}
+    unet = VDMUNet2DModel(8, 1, fourier_powers=(2, 3), **settings)
+    torch.nn.init.constant_(unet.conv_in.weight, value)
+    pipe = VDMPipeline(unet, VDMScheduler(gamma_min=-8.0), num_levels=17, id2label={0: "cat", 1: "unet"})
+    pipe.save_pretrained(folder, push_to_hub=True, repo_id="user/model", **kwargs)
 
-        def push(value, **kwargs):
-            settings = {"block_channels": 8, "layers_per_side": 1, "norm_num_groups": 4, "num_class_embeds": 3}
-            unet = VDMUNet2DModel(8, 1, fourier_powers=(2, 3), **settings)
-            torch.nn.init.constant_(unet.conv_in.weight, value)
-            pipe = VDMPipeline(unet, VDMScheduler(gamma_min=-8.0), num_levels=17, id2label={0: "cat", 1: "unet"})
-            pipe.save_pretrained(sys.argv[1], push_to_hub=True, repo_id="user/model", **kwargs)
 
-        push(1.0)
-        first = HfApi().model_info("user/model").sha
-        push(2.0, variant="ema")
-        push(3.0)
+def weight(**kwargs) -> float:
+    pipe = VDMPipeline.from_pretrained("user/model", use_safetensors=True, **kwargs)
+    assert pipe.labels == {"cat": 0, "unet": 1}
+    assert pipe.dtype == (torch.bfloat16 if kwargs.keys() & {"dtype", "torch_dtype"} else torch.float32)
+    return pipe.unet.conv_in.weight.mean().item()
 
-        def weight(**kwargs):
-            pipe = VDMPipeline.from_pretrained("user/model", use_safetensors=True, **kwargs)
-            assert pipe.labels == {"cat": 0, "unet": 1}
-            assert pipe.dtype == (torch.bfloat16 if kwargs.keys() & {"dtype", "torch_dtype"} else torch.float32)
-            return pipe.unet.conv_in.weight.mean().item()
 
-        assert weight(revision=first) == 1.0
-        assert weight(variant="ema") == 2.0
-        assert weight() == 3.0
-        names = ["torch_dtype", "dtype"] if Version(diffusers.__version__) >= Version("0.40") else ["torch_dtype"]
-        assert {weight(**{name: torch.bfloat16}) for name in names} == {3.0}
-        """,
-        tmp_path / "model",
-        HF_TOKEN=TOKEN,
-    )
+def push_and_load(folder: str) -> None:
+    push(folder, 1.0)
+    first = HfApi().model_info("user/model").sha
+    push(folder, 2.0, variant="ema")
+    push(folder, 3.0)
+    assert weight(revision=first) == 1.0
+    assert weight(variant="ema") == 2.0
+    assert weight() == 3.0
+    names = ["torch_dtype", "dtype"] if Version(diffusers.__version__) >= Version("0.40") else ["torch_dtype"]
+    assert {weight(**{name: torch.bfloat16}) for name in names} == {3.0}
+
+
+def test_revisions_variants_and_precisions_load_by_name(hub, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    run(push_and_load, str(tmp_path / "model"), log=tmp_path / "log")
     files = hub.repositories["user/model"].commits[hub.repositories["user/model"].head]
     assert not any(path.endswith((".bin", ".pt", ".pkl")) for path in files)
 
 
-def test_a_private_repository_is_private(hub, train):
+def load_with_a_token_only(name: str, token: str) -> None:
+    with pytest.raises(OSError, match=name):
+        VDMScheduler.from_pretrained(name, subfolder="scheduler")
+    VDMScheduler.from_pretrained(name, subfolder="scheduler", token=token)
+
+
+def test_a_private_repository_is_private(hub, train, tmp_path):
     train("--push_to_hub", "--hub_private_repo", hub_model_id="user/secret", hub_token=TOKEN)
     assert hub.repositories["user/secret"].private
-    run(
-        """
-        import sys
-        from vdm_diffusers import VDMScheduler
-        try:
-            VDMScheduler.from_pretrained("user/secret", subfolder="scheduler")
-        except OSError as error:
-            assert "user/secret" in str(error)
-        else:
-            raise AssertionError("anyone may read it")
-        VDMScheduler.from_pretrained("user/secret", subfolder="scheduler", token=sys.argv[1])
-        """,
-        TOKEN,
-    )
+    run(load_with_a_token_only, "user/secret", TOKEN, log=tmp_path / "log")
 
 
 def test_an_upload_that_fails_half_way_leaves_the_model_and_says_how_to_retry(hub, train, tmp_path):

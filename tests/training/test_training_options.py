@@ -152,7 +152,11 @@ def test_a_resumed_run_on_latents_equals_an_unbroken_one(train, folder, tmp_path
     ("flags", "options", "message"),
     [
         (["--streaming"], {}, "`--streaming` needs `--dataset_name` or `--train_data_dir`"),
-        (["--streaming"], {"train_data_dir": "data"}, "say how many by `--max_validation_images`"),
+        (
+            ["--streaming"],
+            {"train_data_dir": "data", "max_validation_images": None},
+            "say how many by `--max_validation_images`",
+        ),
         ([], {"cache_latents": "latents"}, "`--cache_latents` needs `--vae_model_name_or_path`"),
         ([], {"cache_latents": "latents", "vae_model_name_or_path": "vae", "augmentation": "flip"}, "leave out `--streaming`"),
         ([], {"vae_model_name_or_path": "tests"}, "`--vae_model_name_or_path` 'tests' could not be loaded"),
