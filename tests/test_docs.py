@@ -16,7 +16,9 @@ from vdm_diffusers.training.health import check_schedule
 
 
 EXTENDED = (
+    "vdm_diffusers.data.images.SOURCES",
     "vdm_diffusers.gaussian.PREDICTIONS",
+    "vdm_diffusers.likelihood.estimators.ESTIMATORS",
     "vdm_diffusers.probability_flow.dequantization.DEQUANTIZATIONS",
     "vdm_diffusers.training.augmentations.AUGMENTATIONS",
     "vdm_diffusers.weightings.WEIGHTINGS",

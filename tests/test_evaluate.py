@@ -131,9 +131,9 @@ def test_processes_and_batches_do_not_matter(tmp_path, num_processes, estimator)
         (["--figure_path", "loss.foo"], "'loss.foo' ends in '.foo', but a plot is written as one of"),
         (["--figure_path", "loss.png", "--estimators", "ode"], "add `vlb` to `--estimators`"),
         (["--data_dir", "nowhere"], "`--data_dir` 'nowhere' is no folder"),
-        (["--split", "test"], "`--split` is 'test', but the embedded digits have no choice of it"),
-        (["--image_column", "foo"], "`--image_column` is 'foo', but the embedded digits have no choice of it"),
-        ([], "the model's `num_levels` is 4, but that of the digits is 17"),
+        (["--split", "test"], "`--split` is 'test', but 'digits' has no choice of it"),
+        (["--image_column", "foo"], "`--image_column` is 'foo', but 'digits' has no choice of it"),
+        ([], "the model's `num_levels` is 4, but that of 'digits' is 17"),
     ],
 )
 def test_unsuitable_options_are_refused(tmp_path, flags, message):

@@ -16,11 +16,13 @@ from vdm_diffusers import evaluate, train
 
 training, evaluation = map(json.loads, sys.argv[1:])
 sys.argv = ["train_vdm.py", *training]
-train.main()
+train.main(StripesConfig)
 evaluate.main(evaluation)
 """
 
 EXTENSIONS = {
+    "dataset_name": "stripes",
+    "max_width": 3,
     "noise_schedule": "LearnedPowerSchedule",
     "prediction_type": "negative_epsilon",
     "weighting": "noisy",
@@ -38,7 +40,10 @@ def test_what_the_page_adds_works_from_the_commands(tmp_path):
     training = TINY | EXTENSIONS | {"output_dir": "model", "max_train_steps": 3}
     evaluation = {
         "pretrained_model_name_or_path": "model",
-        "estimators": "vlb ode",
+        "dataset_name": "stripes",
+        "estimators": "vlb ode coarse_vlb",
+        "num_timesteps": 10,
+        "num_indices": 10,
         "dequantization": "antithetic",
         "tolerance": 1e-2,
         "max_images": 4,
@@ -57,4 +62,5 @@ def test_what_the_page_adds_works_from_the_commands(tmp_path):
     assert {name: config[name] for name in EXTENSIONS} == EXTENSIONS
     saved = json.loads((tmp_path / "model" / "noise_schedule" / "config.json").read_text())
     assert saved["_class_name"] == "LearnedPowerSchedule"
-    assert len(json.loads((tmp_path / "result.json").read_text())["results"]) == 2
+    vlb, _, coarse = json.loads((tmp_path / "result.json").read_text())["results"]
+    assert coarse["name"] == "coarse VLB, T = 10" and coarse["bits_per_dim"] == vlb["bits_per_dim"]

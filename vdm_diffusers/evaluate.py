@@ -9,10 +9,9 @@ import json
 import math
 import platform
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import MISSING, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -21,7 +20,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 from diffusers import DiffusionPipeline
-from torch.utils.data import Subset
+from torch.utils.data import Dataset, Subset
 
 from . import command_line
 from .command_line import check_file_to_write, exit_with_message, option, without_traceback
@@ -36,18 +35,14 @@ from .guards.foreign_models import check_pipeline
 from .guards.loading import refused_as
 from .guards.messages import Message, refuse_if
 from .guards.secrecy import guarded_output
-from .likelihood.bound import variational_bound
-from .likelihood.ddpm_bound import DDPM, VARIANCE_TYPES, ddpm_bound
-from .likelihood.ode_likelihood import ode_likelihood
+from .likelihood.ddpm_bound import VARIANCE_TYPES
+from .likelihood.estimators import CONTINUOUS, ESTIMATORS, measurements
 from .pixel_space import check_pixel_space
 from .probability_flow.dequantization import DEQUANTIZATIONS
 from .probability_flow.likelihood import TRACES
-from .vdm import VDM
 
 
 COMMAND = "evaluate.py"
-CONTINUOUS = "continuous"
-ESTIMATORS = ("vlb", "ode", "ddpm")
 POSITIVE = Limit("positive and finite", lambda value: 0 < value < math.inf)
 
 
@@ -61,7 +56,7 @@ class EvaluationOptions(DataOptions):
 
     pretrained_model_name_or_path: str = option(MISSING, "A saved pipeline, folder or Hub name.")
     max_images: Annotated[int, at_least(2)] | None = option(None, "Only so many images, the first. Default: all.")
-    estimators: list[Literal[ESTIMATORS]] = option(["vlb"], "Variational bound, likelihood by the ODE, DDPM's bound.")
+    estimators: list[Literal[tuple(ESTIMATORS)]] = option(["vlb"], "Variational bound, likelihood by the ODE, DDPM's bound.")
     num_timesteps: list[Count | Literal[CONTINUOUS]] = option([CONTINUOUS], "Numbers of steps of the bound.")
     dequantization: Literal[tuple(DEQUANTIZATIONS)] = option("decoder", "How the ODE's latents are drawn and read.")
     num_importance_samples: Draws = option(1, "Draws of that noise for one value of the ODE.")
@@ -107,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.output_path is not None:
         options.output_path.write_text(json.dumps(result, indent=2) + "\n")
     if options.figure_path is not None:
-        profiles = {_name(row): row["profile"] for row in result["results"] if "profile" in row}
+        profiles = {row["name"]: row["profile"] for row in result["results"] if "profile" in row}
         save_loss_profiles(profiles, options.figure_path)
     print(table(result))
 
@@ -147,49 +142,26 @@ def evaluate(options: EvaluationOptions, processes: PartialState) -> dict:
         "seed": options.seed,
         "dtype": options.dtype,
         "versions": _versions(),
-        "results": [
-            row | measure(images, description=_name(row), **shared).record()
-            for estimator in options.estimators
-            for row, measure in MEASUREMENTS[estimator](pipeline, options, processes.device)
-        ],
+        "results": [row for name in options.estimators for row in _rows(name, pipeline, options, images, shared)],
     }
+
+
+def _rows(estimator: str, pipeline: DiffusionPipeline, options: EvaluationOptions, images: Dataset, shared: dict) -> list[dict]:
+    """What an estimator measures, as it goes into the JSON; `shared` are the settings of all estimators."""
+    with can_be_evaluated(options):
+        found = measurements(estimator, pipeline, shared["device"], options)
+    return [
+        {"estimator": estimator, "name": measurement.name}
+        | measurement.settings
+        | measurement.measure(images, description=measurement.name, **shared).record()
+        for measurement in found
+    ]
 
 
 def _describe(data: ImageData, split: str | None) -> dict:
     """What the figures are of."""
     description = {"name": data.name, "split": split, "shape": list(data.shape), "num_levels": data.num_levels}
     return description | {"preparation": str(data.preparation) or None, "unreadable": list(data.unreadable)}
-
-
-Measurements = Iterator[tuple[dict, Callable]]
-"""What says which measurement it is, and the function that makes it, but for the images and what all have in common."""
-
-
-def _bounds(pipeline: DiffusionPipeline, options: EvaluationOptions, device: torch.device) -> Measurements:
-    for steps in options.num_timesteps:
-        num_timesteps = None if steps == CONTINUOUS else steps
-        with can_be_evaluated(options):
-            vdm = VDM.from_pipeline(pipeline, num_timesteps=num_timesteps).to(device)
-        yield {"estimator": "vlb", "num_timesteps": num_timesteps}, partial(variational_bound, vdm)
-
-
-def _ode(pipeline: DiffusionPipeline, options: EvaluationOptions, device: torch.device) -> Measurements:
-    settings = {name: getattr(options, name) for name in ("dequantization", "num_importance_samples", "trace", "tolerance")}
-    with can_be_evaluated(options):
-        vdm = VDM.from_pipeline(pipeline).to(device)
-    yield {"estimator": "ode"} | settings, partial(ode_likelihood, vdm, **settings)
-
-
-def _ddpm(pipeline: DiffusionPipeline, options: EvaluationOptions, device: torch.device) -> Measurements:
-    for variance_type in options.variance_type or [None]:
-        with can_be_evaluated(options):
-            ddpm = DDPM.from_pipeline(pipeline, variance_type, options.clip_denoised).to(device)
-        settings = {"num_indices": options.num_indices}
-        row = {"estimator": "ddpm", "variance_type": ddpm.variance_type, "clip_denoised": ddpm.clip_denoised}
-        yield row | settings, partial(ddpm_bound, ddpm, **settings)
-
-
-MEASUREMENTS = {"vlb": _bounds, "ode": _ode, "ddpm": _ddpm}
 
 
 def _versions() -> dict[str, str]:
@@ -215,15 +187,6 @@ def can_be_evaluated(options: EvaluationOptions) -> AbstractContextManager:
     return refused_as(Message("{pretrained_model_name_or_path} {!r} can't be evaluated", options.pretrained_model_name_or_path))
 
 
-def _name(row: dict) -> str:
-    if row["estimator"] == "ode":
-        samples = f", K = {row['num_importance_samples']}" if row["num_importance_samples"] > 1 else ""
-        return f"ODE, {row['dequantization'].replace('_', ' ')}{samples}"
-    if row["estimator"] == "ddpm":
-        return f"DDPM's bound, {row['variance_type']}" + (", clipped" if row["clip_denoised"] else "")
-    return "VLB, " + ("continuous time" if row["num_timesteps"] is None else f"T = {row['num_timesteps']}")
-
-
 def table(result: dict) -> str:
     """The results in Markdown, in bits per dimension."""
     columns = ("images alone", "draws alone", "prior", "reconstruction", "diffusion", "variance")
@@ -240,10 +203,10 @@ def table(result: dict) -> str:
     ]
     for row in result["results"]:
         low, high = row["interval_95"]
-        notes.append(f"- {_name(row)}: 95 % interval {low:.4f} to {high:.4f}")
+        notes.append(f"- {row['name']}: 95 % interval {low:.4f} to {high:.4f}")
         cells = ("—" if row.get(key) is None else f"{row[key]:.4f}" for key in keys)
-        lines.append(f"| {_name(row)} | {row['bits_per_dim']:.4f} ± {row['standard_error']:.4f} | {' | '.join(cells)} |")
-        if row["estimator"] == "ode":
+        lines.append(f"| {row['name']} | {row['bits_per_dim']:.4f} ± {row['standard_error']:.4f} | {' | '.join(cells)} |")
+        if "num_evaluations" in row:
             number, largest = round(row["num_evaluations"]), row["max_evaluations"]
             notes[-1] += f", {number} evaluations of the denoiser an image and repeat, {largest} at most"
     return "\n".join([*lines, "", *notes])

@@ -31,6 +31,7 @@ from . import command_line
 from .autoencoders import load_autoencoder
 from .command_line import exit_with_message, without_traceback
 from .data import DataError, ImageData, load_images
+from .data.images import EMBEDDED
 from .data.latents import in_latent_space, latent_shape
 from .data.streaming import load_image_stream
 from .guards.messages import as_flag, refuse_if, spelled
@@ -58,16 +59,17 @@ from .vdm import VDM
 COMMAND = "train_vdm.py"
 
 
-def main() -> None:
+def main(config_class: type[TrainingConfig] = TrainingConfig) -> None:
+    """Train a model by the options of the command line, which are the fields of a configuration."""
     with guarded_output(), ExitStack() as until_the_end:
-        run(until_the_end)
+        run(config_class, until_the_end)
 
 
-def run(until_the_end: ExitStack) -> None:
-    """Train a model by the options of the command line, in a folder that is locked until the end."""
+def run(config_class: type[TrainingConfig], until_the_end: ExitStack) -> None:
+    """Train a model in a folder that is locked until the end."""
     seconds: dict[str, float] = {}
     with exit_with_message(COMMAND, ValueError, OSError), timed(seconds, "preparation"):
-        config = parse_options(sys.argv[1:])
+        config = parse_options(sys.argv[1:], config_class)
         forget_arguments()
         check_packages(config)
         check_launch()
@@ -159,19 +161,24 @@ def check_needs(config: TrainingConfig, data: ImageData, vdm: VDM, accelerator: 
     check_disk_space(config, needs_of(config, vdm))
 
 
-def parse_options(arguments: list[str]) -> TrainingConfig:
+def parse_options(arguments: list[str], config_class: type[TrainingConfig] = TrainingConfig) -> TrainingConfig:
     """Options from a file, if the first argument is one, then from flags; without a data set, those of the digits."""
-    given = command_line.parse_options(TrainingConfig, arguments, COMMAND, __doc__.splitlines()[0])
-    defaults = DIGITS if given.get("dataset_name") is None and given.get("train_data_dir") is None else {}
+    given = command_line.parse_options(config_class, arguments, COMMAND, __doc__.splitlines()[0])
+    defaults = DIGITS if is_embedded(given.get("dataset_name"), given.get("train_data_dir")) else {}
     if "model_config_name_or_path" in given:
         defaults = {name: value for name, value in defaults.items() if name not in DESCRIBED_BY_CONFIG}
-    return TrainingConfig(**defaults | given)
+    return config_class(**defaults | given)
+
+
+def is_embedded(dataset_name: str | None, train_data_dir: str | None) -> bool:
+    """Whether these options mean the digits."""
+    return train_data_dir is None and dataset_name in (None, EMBEDDED)
 
 
 def check_packages(config: TrainingConfig) -> None:
     """Refuse to begin without what a run would miss at its first picture, for its tracker, or for the digits."""
     packages = {"matplotlib": "matplotlib"}
-    if config.dataset_name is None and config.train_data_dir is None:
+    if is_embedded(config.dataset_name, config.train_data_dir):
         packages["sklearn"] = "scikit-learn"
     for module, package in packages.items():
         if find_spec(module) is None:

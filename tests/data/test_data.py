@@ -46,8 +46,9 @@ def private_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
 
 
-def test_digits_are_scikit_learn_s_split_in_two():
-    data = load_images()
+@pytest.mark.parametrize("name", [None, "digits"])
+def test_digits_are_scikit_learn_s_split_in_two(name):
+    data = load_images(dataset_name=name)
     assert (data.shape, data.num_levels, data.num_classes) == ((1, 8, 8), 17, None)
     assert (len(data.train), len(data.validation)) == (1500, 297)
     parts = [part[i]["images"] for part in (data.train, data.validation) for i in range(len(part))]
@@ -259,7 +260,7 @@ def test_float_arrays_are_refused(tmp_path):
 
 
 def test_other_options_for_the_digits_are_refused():
-    with pytest.raises(ValueError, match="`num_levels` is 256, but that of the digits is 17"):
+    with pytest.raises(ValueError, match="`num_levels` is 256, but that of 'digits' is 17"):
         load_images(num_levels=256)
     with pytest.raises(ValueError, match="`label_column` is 'digit'"):
         load_images(label_column="digit")
@@ -402,5 +403,5 @@ def test_images_of_any_size_and_mode_are_prepared_where_that_is_asked_for(tmp_pa
     assert (data.shape, data.num_levels, data.preparation) == ((3, 4, 4), 256, preparation)
     with pytest.raises(ValueError, match="`resize` is 100000, but must be at least 1 and at most 8,192"):
         Preparation(resize=100_000)
-    with pytest.raises(ValueError, match="`resize` is 4, but the embedded digits have no choice of it"):
+    with pytest.raises(ValueError, match="`resize` is 4, but 'digits' has no choice of it"):
         load_images(preparation=Preparation(resize=4))

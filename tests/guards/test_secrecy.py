@@ -4,7 +4,7 @@ import base64
 import logging
 import sys
 import warnings
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import pytest
@@ -13,10 +13,11 @@ from loopback_hub import TOKEN
 from paths import ROOT
 
 from vdm_diffusers import train as train_command
+from vdm_diffusers.command_line import option
 from vdm_diffusers.guards import secrecy
 from vdm_diffusers.guards.secrecy import files_with_secrets, guarded_output, redacted
 from vdm_diffusers.training import Trainer
-from vdm_diffusers.training.config import SECRET_OPTIONS, TrainingConfig
+from vdm_diffusers.training.config import TrainingConfig
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +48,9 @@ def test_a_run_with_every_tracker_leaves_no_token(hub, train, tmp_path, capfd):
 def test_a_token_of_a_file_of_options_leaves_no_trace(hub, train, tmp_path, monkeypatch, capfd):
     (tmp_path / "options.yaml").write_text(f"hub_token: {TOKEN}\nhub_model_id: user/digits\n")
     parse = train_command.parse_options
-    monkeypatch.setattr(train_command, "parse_options", lambda arguments: parse([str(tmp_path / "options.yaml"), *arguments]))
+    monkeypatch.setattr(
+        train_command, "parse_options", lambda words, *others: parse([str(tmp_path / "options.yaml"), *words], *others)
+    )
     train("--push_to_hub", report_to="tensorboard", max_train_steps=1)
     assert hub.repositories["user/digits"].commits
     assert places_with(TOKEN, tmp_path / "out", hub, *capfd.readouterr()) == []
@@ -138,11 +141,22 @@ def test_warnings_and_log_records_are_redacted(caplog):
 
 
 def test_secrets_are_marked_where_they_are_declared():
-    assert SECRET_OPTIONS == ("hub_token",)
+    assert [field.name for field in fields(TrainingConfig) if field.metadata.get("secret")] == ["hub_token"]
     config = TrainingConfig(hub_token="hf_verysecret")
     assert "hub_token" not in config.public() and "verysecret" not in repr(config)
     assert config.public() == {field.name: getattr(config, field.name) for field in fields(config) if field.name != "hub_token"}
     assert redacted("a hf_verysecret b") == "a [secret] b" and redacted(f"hf_{'x' * 34}") == "[secret]"
+
+
+@dataclass(kw_only=True)
+class OwnConfig(TrainingConfig):
+    own_token: str | None = option(None, "Of another service.", secret=True)
+
+
+def test_secrets_of_one_s_own_are_kept():
+    config = OwnConfig(own_token="another-secret")
+    assert "own_token" not in config.public() and "another-secret" not in repr(config)
+    assert redacted("a another-secret b") == "a [secret] b"
 
 
 def test_there_is_one_way_to_write_a_configuration():

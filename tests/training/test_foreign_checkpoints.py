@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from diffusers import DiffusionPipeline
 from processes import Ranks, train_vdm_with
 from safetensors.torch import load_file
@@ -292,3 +293,16 @@ def test_shards_that_lie_elsewhere_are_refused(tmp_path):
     (tmp_path / "shards" / ".metadata").write_bytes(pickle.dumps(metadata))
     with pytest.raises(pickle.UnpicklingError, match="has shards in another folder"):
         load_shards({"tensor": torch.zeros(2)}, tmp_path / "shards")
+
+
+def load_without_one_s_metadata(folder: Path) -> None:
+    accelerator = Accelerator()
+    own = folder if accelerator.is_main_process else folder / "missing"
+    with pytest.raises(FileNotFoundError):
+        load_shards({"tensor": torch.zeros(2)}, own)
+
+
+def test_a_process_that_can_not_read_its_shards_lets_no_other_wait(tmp_path):
+    save_shards({"tensor": torch.zeros(2)}, tmp_path / "shards")
+    ranks = Ranks(load_without_one_s_metadata, tmp_path / "shards", num_processes=2, log=tmp_path / "log")
+    assert ranks.join() == [0, 0], (tmp_path / "log").read_text()

@@ -197,8 +197,9 @@ def test_options_come_from_a_file_and_then_from_flags(tmp_path):
     config = train_command.parse_options([str(path), "--learning_rate", "1e-3", "--push_to_hub"])
     assert (config.dataset_name, config.learning_rate, config.fourier_powers) == ("cifar10", 1e-3, [5, 6])
     assert config.push_to_hub and config.block_channels == TrainingConfig().block_channels
-    digits = train_command.parse_options(["--seed", "3"])
-    assert all(getattr(digits, name) == value for name, value in DIGITS.items())
+    for flags in (["--seed", "3"], ["--dataset_name", "digits"]):
+        digits = train_command.parse_options(flags)
+        assert all(getattr(digits, name) == value for name, value in DIGITS.items())
 
 
 @pytest.mark.parametrize(
@@ -225,7 +226,7 @@ def test_options_come_from_a_file_and_then_from_flags(tmp_path):
         ({"resolution": 28}, "`--resolution` is 28, but the images are 8×8"),
         ({"num_channels": 3}, "`--num_channels` is 3"),
         ({"label_column": "digit"}, "`--label_column` is 'digit'"),
-        ({"image_column": "image"}, "`--image_column` is 'image', but the embedded digits have no choice of it"),
+        ({"image_column": "image"}, "`--image_column` is 'image', but 'digits' has no choice of it"),
         ({"train_batch_size": 2000}, "takes 2000 images a step, but 'digits' has 1500"),
         ({"resume_from_checkpoint": "latest"}, "there is no such checkpoint"),
         ({"block_channels": 10}, "`block_channels` .10. must be a multiple of `norm_num_groups`"),

@@ -151,7 +151,7 @@ def test_a_resumed_run_on_latents_equals_an_unbroken_one(train, folder, tmp_path
 @pytest.mark.parametrize(
     ("flags", "options", "message"),
     [
-        (["--streaming"], {}, "`--streaming` needs `--dataset_name` or `--train_data_dir`"),
+        (["--streaming"], {}, "`--streaming` needs `--dataset_name` or `--train_data_dir`: 'digits' is in memory already"),
         (
             ["--streaming"],
             {"train_data_dir": "data", "max_validation_images": None},

@@ -10,9 +10,9 @@ from .images import ImageData
 
 
 def fingerprint(data: ImageData, num_images: int = 64) -> str:
-    """A hash of the format, the sizes, and `num_images` images spread over each split that is no stream, wherever it is.
+    """A hash of the format, the sizes, and `num_images` images of each split, evenly spread; a stream's images are left out.
 
-    That of latents is one of what they come from: whether they are kept, or on which device they were encoded, doesn't matter.
+    Latents have the hash of the images and the autoencoder that they come from, on whatever device they were encoded.
     """
     if data.origin is not None:
         return hashlib.sha256(data.origin.encode()).hexdigest()

@@ -1,7 +1,7 @@
 """Image data sets: a name on the Hub, a folder, or the embedded digits -> integer images, checked before anything else runs."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from .decoding import (
 )
 
 
+EMBEDDED = "digits"
 DIGITS_TRAIN_SIZE = 1500
 VALIDATION_SPLITS = ("validation", "valid", "val", "test")
 MIN_HELD_OUT = 2
@@ -129,9 +130,13 @@ def load_digits(label_column: str | None = None) -> ImageData:
         shape=(1, 8, 8),
         num_levels=17,
         num_classes=None if label_column is None else 10,
-        name="digits",
+        name=EMBEDDED,
         class_names=None if label_column is None else [str(digit) for digit in digits.target_names],
     )
+
+
+SOURCES: dict[str, Callable[[str | None], ImageData]] = {EMBEDDED: load_digits}
+"""Data sets that are neither on the Hub nor in a folder, by name: functions of `label_column`. A new one is one entry."""
 
 
 def load_images(
@@ -152,13 +157,13 @@ def load_images(
     check_train: bool = True,
 ) -> ImageData:
     """
-    Load images from the Hub or from a folder and check every one of them; without either, the embedded digits.
+    Load images from the Hub, from a folder or from one of the `SOURCES`, and check every file; by default, the digits.
 
     Images are resized and converted only where a `preparation` asks for it: a bound in bits per dimension is one of the data as
     they are.
 
     Args:
-        dataset_name (`str`, *optional*): A data set on the Hub.
+        dataset_name (`str`, *optional*): One of the `SOURCES`, or a data set on the Hub.
         train_data_dir (`str`, *optional*): A folder of images or of parquet files, as [`datasets.load_dataset`] takes it.
         dataset_config_name (`str`, *optional*): Its configuration.
         cache_dir (`str`, *optional*): Where [`datasets`] keeps it.
@@ -180,7 +185,8 @@ def load_images(
     """
     if dataset_name is not None and train_data_dir is not None:
         raise ValueError(Message("{dataset_name} and {train_data_dir} are both given: choose one."))
-    if dataset_name is None and train_data_dir is None:
+    if train_data_dir is None and dataset_name in (None, *SOURCES):
+        data = SOURCES[dataset_name or EMBEDDED](label_column)
         choices = {
             "dataset_config_name": dataset_config_name,
             "image_column": image_column,
@@ -191,13 +197,11 @@ def load_images(
         }
         for option, value in choices.items():
             if value is not None:
-                raise ValueError(
-                    Message("{} is {!r}, but the embedded digits have no choice of it: leave it out.", Argument(option), value)
-                )
-        data = load_digits(label_column)
+                text = "{} is {!r}, but {!r} has no choice of it: leave it out."
+                raise ValueError(Message(text, Argument(option), value, data.name))
         check_shape(data.shape, resolution, num_channels)
         if num_levels not in (None, data.num_levels):
-            raise ValueError(Message("{num_levels} is {}, but that of the digits is {}.", num_levels, data.num_levels))
+            raise ValueError(Message("{num_levels} is {}, but that of {!r} is {}.", num_levels, data.name, data.num_levels))
         return data
 
     splits = load_splits(dataset_name, train_data_dir, dataset_config_name, cache_dir)

@@ -23,7 +23,7 @@ from .images import ImageData
 
 BATCH_SIZE = 64
 DESCRIPTION = "latents.json"
-"""What the latents of a folder are those of; written last."""
+"""Says which images and which autoencoder a folder's latents come from. It is written last: without it they are incomplete."""
 
 
 class LatentDataset(Dataset):

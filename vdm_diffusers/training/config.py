@@ -1,11 +1,13 @@
 """TrainingConfig: every option of a training run."""
 
 import json
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Annotated, Any, Literal, get_type_hints
 
 from ..command_line import option
+from ..data.images import EMBEDDED, SOURCES
 from ..data.options import DataOptions
 from ..gaussian import PREDICTIONS
 from ..guards.arguments import Count, Draws, Limit, Seed, Within, at_least, at_most, is_allowed
@@ -149,7 +151,7 @@ class TrainingConfig(DataOptions):
         return None if name is None else read_model_config(name, self.cache_dir)
 
     def __post_init__(self):
-        for name in SECRET_OPTIONS:
+        for name in (field.name for field in fields(self) if field.metadata.get("secret")):
             if (value := getattr(self, name)) is not None:
                 keep_secret(value)
                 check_secret(name, value)
@@ -168,8 +170,9 @@ class TrainingConfig(DataOptions):
             "{validation_split} is 'train', whose images are trained on: name another, or leave it out.",
         )
         refuse_if(
-            self.streaming and self.dataset_name is None and self.train_data_dir is None,
-            "{streaming} needs {dataset_name} or {train_data_dir}: the digits are embedded.",
+            self.streaming and self.train_data_dir is None and self.dataset_name in (None, *SOURCES),
+            "{streaming} needs {dataset_name} or {train_data_dir}: {!r} is in memory already.",
+            self.dataset_name or EMBEDDED,
         )
         refuse_if(
             self.streaming and self.max_validation_images is None,
@@ -200,13 +203,15 @@ class TrainingConfig(DataOptions):
         )
 
 
-def misfitting_options(options: dict[str, Any]) -> dict[str, Any]:
-    """Those that [`TrainingConfig`] doesn't have, or not with such values."""
+def misfitting_options(options: Mapping[str, Any], known: Container[str]) -> dict[str, Any]:
+    """Those that are not `known`, or that [`TrainingConfig`] has but not with such values."""
     hints = get_type_hints(TrainingConfig, include_extras=True)
-    return {name: value for name, value in options.items() if name not in hints or not is_allowed(value, hints[name])}
+    return {
+        name: value
+        for name, value in options.items()
+        if name not in known or (name in hints and not is_allowed(value, hints[name]))
+    }
 
-
-SECRET_OPTIONS = tuple(option.name for option in fields(TrainingConfig) if option.metadata.get("secret"))
 
 DIGITS = {
     "output_dir": "vdm-digits",

@@ -6,6 +6,7 @@ import shlex
 import shutil
 import warnings
 from concurrent.futures import Future
+from dataclasses import fields
 from glob import escape
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 
 from ..class_names import labels_by_name
 from ..conditioning import num_classes
-from ..data.images import ImageData
+from ..data.images import SOURCES, ImageData
 from ..guards.loading import reason_of
 from ..guards.messages import Message
 from ..guards.secrecy import files_with_secrets
@@ -201,7 +202,7 @@ def _metadata(name: str, config: TrainingConfig, data: ImageData, metrics: dict,
     card_data = ModelCardData(
         license=config.hub_license,
         library_name="diffusers",
-        datasets=None if config.dataset_name is None else [config.dataset_name],
+        datasets=None if config.dataset_name in (None, *SOURCES) else [config.dataset_name],
         model_name=Path(name).name,
         eval_results=[result],
     )
@@ -222,7 +223,7 @@ def _figures(metrics: dict, unit: Unit) -> str:
 
 def _options_given(config: TrainingConfig) -> dict:
     """The options that the weights depend on, where they are not defaults."""
-    defaults = TrainingConfig().public()
+    defaults = {field.name: field.default for field in fields(config)}
     return {name: value for name, value in config.public().items() if name not in FREE_OPTIONS and value != defaults[name]}
 
 

@@ -109,7 +109,7 @@ class Run:
 
     Attributes:
         num_processes (`int`): How many processes train together.
-        options (`Mapping[str, Any]`): Those of [`TrainingConfig`] by name, as JSON has them.
+        options (`Mapping[str, Any]`): Those of its configuration by name, as JSON has them.
     """
 
     data: DataIdentity
@@ -172,7 +172,7 @@ class Run:
 
     def _check_can_go_on_from(self, then: "Run") -> None:
         """`ValueError` for a run of another version or with another placement."""
-        misfits = misfitting_options(then.options)
+        misfits = misfitting_options(then.options, self.options)
         refuse_if(
             bool(misfits),
             "{resume_from_checkpoint} goes on from a run of another version of this program, or of none: here are no options"

@@ -5,12 +5,13 @@ In that format `.metadata` and every value that is no tensor are pickles, which 
 
 import io
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 import torch.distributed.checkpoint as dcp
+from accelerate.utils import gather_object
 from torch.distributed.checkpoint import CheckpointException
 from torch.distributed.checkpoint._nested_dict import set_element
 from torch.distributed.checkpoint.metadata import Metadata
@@ -39,9 +40,20 @@ def save_shards(state: dict, folder: Path) -> None:
 def load_shards(state: dict, folder: Path) -> None:
     """Read it in place. Call it on all processes; what fails on one of them is raised on all."""
     reader = _Reader(folder)
-    reader.read_metadata()  # dcp would hide why it fails
+    _on_all_or_none(reader.read_metadata)  # dcp would hide why it fails
     with _own_error():
         dcp.load(state, storage_reader=reader, planner=_Planner())
+
+
+def _on_all_or_none(function: Callable[[], object]) -> None:
+    """Call a function on all processes; what fails on one of them is raised on all, so that none waits for it."""
+    failures = []
+    try:
+        function()
+    except Exception as error:
+        failures = [error]
+    if failures := gather_object(failures):
+        raise failures[0]
 
 
 @contextmanager
