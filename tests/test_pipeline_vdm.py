@@ -367,6 +367,14 @@ def test_schedulers_made_for_the_model_are_taken_whatever_their_options(cls):
     check_scheduler(VDMScheduler.from_config(pipe.scheduler.config), pipe.config.trained_for)
 
 
+@pytest.mark.parametrize("gammas", [None, [0.0], [0.0, 1.0, 2.0, float("nan")], ["0", "1", "2", "3"]])
+def test_a_description_of_the_scheduler_that_is_none_is_refused(gammas):
+    pipe = tiny_pipeline()
+    description = dict(pipe.config.trained_for) | {"gammas": gammas}
+    with pytest.raises(ValueError, match="`trained_for` must be what a pipeline wrote"):
+        VDMPipeline(pipe.unet, pipe.scheduler, trained_for=description)
+
+
 def smooth_pipeline(**kwargs) -> VDMPipeline:
     """A tiny pipeline whose flow is gentle, in float64."""
     pipe = tiny_pipeline(fourier_powers=(), **kwargs)

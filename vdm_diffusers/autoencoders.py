@@ -5,14 +5,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import torch
 from diffusers import AutoModel, ModelMixin
 from torch import Tensor
 
-from .guards.foreign_models import check_model
+from .guards.foreign_models import check_model, weights_limited
 from .guards.loading import reason_of
 from .guards.messages import Message
 from .precision import compute_dtype
+
+
+BYTES_A_WEIGHT = 4
+"""Of memory, in float32."""
 
 
 def load_autoencoder(name_or_path: str | os.PathLike, cache_dir: str | None = None) -> ModelMixin:
@@ -23,13 +28,17 @@ def load_autoencoder(name_or_path: str | os.PathLike, cache_dir: str | None = No
     for subfolder in (None, "vae"):
         try:
             check_model(Path(name_or_path, subfolder or ""))
-            vae = AutoModel.from_pretrained(str(name_or_path), subfolder=subfolder, cache_dir=cache_dir)
+            with weights_limited(psutil.virtual_memory().total // BYTES_A_WEIGHT):
+                vae = AutoModel.from_pretrained(str(name_or_path), subfolder=subfolder, cache_dir=cache_dir)
         except TypeError:  # AutoModel's, where the index of a pipeline doesn't list the subfolder
             reason = "It is a pipeline without a `vae`."
             continue
-        except Exception as error:
+        except OSError as error:  # where a file is missing, which may be in the other place
             reason = reason_of(error)
             continue
+        except Exception as error:
+            reason = reason_of(error)
+            break
         if not hasattr(vae, "encode") or not hasattr(vae, "decode"):
             raise ValueError(
                 Message("{vae_model_name_or_path} {!r} is a {}, no autoencoder.", str(name_or_path), type(vae).__name__)

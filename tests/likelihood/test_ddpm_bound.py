@@ -210,3 +210,12 @@ def test_a_stock_pipeline_has_a_bound_in_the_vdm_s_convention_too():
     vdm = VDM.from_pipeline(pipeline("learned_range", prediction_type="v_prediction"))
     bound = variational_bound(vdm, dataset(20), num_repeats=2)
     assert 0 < bound.bits_per_dim < 100
+
+
+def test_the_chain_stays_exact_where_the_denoiser_is_in_half_precision():
+    pipe = pipeline()
+    ddpm = DDPM.from_pipeline(pipe).to(torch.bfloat16)
+    alphas_cumprod = pipe.scheduler.alphas_cumprod.double()
+    expected = torch.log((1 - alphas_cumprod) / alphas_cumprod)
+    torch.testing.assert_close(ddpm.chain.gammas.double(), expected, rtol=1e-6, atol=1e-6)
+    assert ddpm.unet.dtype == torch.bfloat16

@@ -23,8 +23,9 @@ from paths import ROOT
 from vdm_diffusers.training.config import TrainingConfig
 
 
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["vdm_diffusers.train", "vdm_diffusers.evaluate", "sklearn.datasets", "matplotlib.figure"])
+FORKED = multiprocessing.get_context("forkserver")
+SPAWNED = multiprocessing.get_context("spawn")
+FORKED.set_forkserver_preload(["vdm_diffusers.train", "vdm_diffusers.evaluate", "sklearn.datasets", "matplotlib.figure"])
 
 
 class Ranks:
@@ -36,15 +37,16 @@ class Ranks:
         arguments: For it.
         num_processes (`int`, defaults to 1): More than one are joined by gloo, on the CPU.
         log (`Path`): Receives what they print.
+        context: How they begin; one that is `SPAWNED` imports everything anew, and so believes the environment of this test.
     """
 
-    def __init__(self, function: Callable, *arguments: object, num_processes: int = 1, log: Path):
+    def __init__(self, function: Callable, *arguments: object, num_processes: int = 1, log: Path, context=FORKED):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         self.log = log
         self.processes = [
-            CONTEXT.Process(target=_rank, args=(rank, num_processes, port, log, dict(os.environ), function, arguments))
+            context.Process(target=_rank, args=(rank, num_processes, port, log, dict(os.environ), function, arguments))
             for rank in range(num_processes)
         ]
         for process in self.processes:

@@ -19,10 +19,11 @@ from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler
 from huggingface_hub import HfApi, ModelCard
 from loopback_hub import TOKEN
 from packaging.version import Version
-from processes import Ranks, train_vdm_with
+from processes import SPAWNED, Ranks, train_vdm_with
 from tiny_pipelines import vae
 
 from vdm_diffusers import VDM, LearnedMonotoneSchedule, VDMPipeline, VDMScheduler, VDMUNet2DModel
+from vdm_diffusers.autoencoders import load_autoencoder
 from vdm_diffusers.conditioning import num_classes
 from vdm_diffusers.data import load_digits
 from vdm_diffusers.evaluate import main as evaluate
@@ -32,8 +33,8 @@ from vdm_diffusers.training.hub import Uploads, _classes, save_model_card
 
 
 def run(function: Callable, *arguments: object, log: Path) -> None:
-    """In a process that knows the Hub by its environment alone."""
-    assert Ranks(function, *arguments, log=log).join() == [0], log.read_text()
+    """In a new process, which knows the Hub by its environment alone."""
+    assert Ranks(function, *arguments, log=log, context=SPAWNED).join() == [0], log.read_text()
 
 
 def images_of(pipe) -> torch.Tensor:
@@ -112,6 +113,21 @@ def test_a_private_repository_is_private(hub, train, tmp_path):
     train("--push_to_hub", "--hub_private_repo", hub_model_id="user/secret", hub_token=TOKEN)
     assert hub.repositories["user/secret"].private
     run(load_with_a_token_only, "user/secret", TOKEN, log=tmp_path / "log")
+
+
+def refuse_an_autoencoder_beyond_measure(folder: Path) -> None:
+    vae().save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"layers_per_block": 100_000}))
+    HfApi().create_repo("user/vae")
+    HfApi().upload_folder(repo_id="user/vae", folder_path=folder)
+    with pytest.raises(ValueError, match="'user/vae' could not be loaded: .* more than 10,000 tensors"):
+        load_autoencoder("user/vae")
+
+
+def test_an_autoencoder_of_the_hub_is_measured_before_it_is_built(hub, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    run(refuse_an_autoencoder_beyond_measure, tmp_path / "vae", log=tmp_path / "log")
 
 
 def test_an_upload_that_fails_half_way_leaves_the_model_and_says_how_to_retry(hub, train, tmp_path):

@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 from .. import gaussian
 from ..conditioning import Condition
 from ..pixel_space import check_pixel_space
+from ..precision import FullPrecisionModule
 from ..scheduling_vdm import VDMScheduler
 from ..units import LOG_2
 from ..vdm import evaluating
@@ -36,6 +37,24 @@ class Prediction(NamedTuple):
 
     x: Tensor
     log_variance: Tensor
+
+
+class Chain(FullPrecisionModule):
+    """What a β-chain's gammas `(T,)` say, of each index; never in less than float32, whatever the denoiser is moved to.
+
+    Attributes:
+        gammas, gammas_before (`Tensor`): Of the index and of the one below it, where the lowest has `x` itself.
+        log_posterior, log_beta (`Tensor`): `log` of the variance of `q(x_{t-1}|x_t, x)` and of β_t.
+    """
+
+    def __init__(self, gammas: Tensor):
+        super().__init__()
+        before = torch.cat([gammas.new_tensor([-torch.inf]), gammas[:-1]])
+        log_posterior = (torch.sigmoid(before) * -torch.expm1(before - gammas)).log()
+        log_beta = gaussian.transition(before, gammas)[1].log()
+        values = {"gammas": gammas, "gammas_before": before, "log_posterior": log_posterior, "log_beta": log_beta}
+        for name, value in values.items():
+            self.register_buffer(name, value, persistent=False)
 
 
 class DDPM(nn.Module):
@@ -66,12 +85,7 @@ class DDPM(nn.Module):
             raise ValueError(f"`variance_type` is {variance_type!r}, but must be one of {', '.join(VARIANCE_TYPES)}.")
         self.unet, self.prediction_type, self.variance_type = unet, prediction_type, variance_type
         self.clip_denoised, self.num_levels = clip_denoised, num_levels
-        before = torch.cat([gammas.new_tensor([-torch.inf]), gammas[:-1]])  # x itself is below the chain
-        self.register_buffer("gammas", gammas, persistent=False)
-        self.register_buffer("gammas_before", before, persistent=False)
-        log_posterior = (torch.sigmoid(before) * -torch.expm1(before - gammas)).log()
-        self.register_buffer("log_posterior", log_posterior, persistent=False)
-        self.register_buffer("log_beta", gaussian.transition(before, gammas)[1].log(), persistent=False)
+        self.chain = Chain(gammas)
 
     @classmethod
     def from_pipeline(cls, pipeline: DiffusionPipeline, variance_type: str | None = None, clip_denoised: bool = True) -> "DDPM":
@@ -108,7 +122,7 @@ class DDPM(nn.Module):
 
     def prior(self, x: Tensor) -> Tensor:
         """`KL(q(x_T|x) || N(0, I))`, `(B,)`, in nats."""
-        return gaussian.prior_kl(x, self.gammas[-1].to(x.dtype)).flatten(1).sum(1)
+        return gaussian.prior_kl(x, self.chain.gammas[-1].to(x.dtype)).flatten(1).sum(1)
 
     def denoising(self, x: Tensor, index: Tensor, eps: Tensor, condition: Condition | None = None) -> Tensor:
         """`KL(q(x_{t-1}|x_t, x) || p(x_{t-1}|x_t))` at indices `(B,)` above 0 and `z_t = alpha_t x + sigma_t eps`, in nats.
@@ -116,10 +130,10 @@ class DDPM(nn.Module):
         Both means are that of `q`, one with the estimate in the place of `x`.
         """
         predicted = self.predict(x, index, eps, condition)
-        gamma_s, gamma_t = (gammas[index] for gammas in (self.gammas_before, self.gammas))
+        gamma_s, gamma_t = (gammas[index] for gammas in (self.chain.gammas_before, self.chain.gammas))
         factor = (gaussian.alpha(gamma_s) * -torch.expm1(gamma_s - gamma_t)).to(x.dtype)
         square = (gaussian.expand(factor, x) * (x - predicted.x)) ** 2
-        log_ratio = gaussian.expand(self.log_posterior[index].to(x.dtype), x) - predicted.log_variance
+        log_ratio = gaussian.expand(self.chain.log_posterior[index].to(x.dtype), x) - predicted.log_variance
         kl = 0.5 * (torch.expm1(log_ratio) - log_ratio + square * torch.exp(-predicted.log_variance))
         return kl.flatten(1).sum(1)
 
@@ -135,7 +149,7 @@ class DDPM(nn.Module):
 
     def predict(self, x: Tensor, index: Tensor, eps: Tensor, condition: Condition | None) -> Prediction:
         """What the denoiser says at `z_t` of the indices `(B,)`."""
-        gamma_t = self.gammas[index].to(x.dtype)
+        gamma_t = self.chain.gammas[index].to(x.dtype)
         z_t = gaussian.diffuse(x, eps, gamma_t)
         dtype = next(self.unet.parameters()).dtype
         output = self.unet(z_t.to(dtype), index, return_dict=False, **(condition or {}))[0].to(x.dtype)
@@ -146,8 +160,8 @@ class DDPM(nn.Module):
 
     def _log_variance(self, index: Tensor, output: Tensor) -> Tensor:
         """At index 0, where `q` has no variance, the small one is that of index 1, and so is the large one if it is fixed."""
-        small = gaussian.expand(self.log_posterior[index.clamp(min=1)].to(output.dtype), output)
-        large = gaussian.expand(self.log_beta[index].to(output.dtype), output)
+        small = gaussian.expand(self.chain.log_posterior[index.clamp(min=1)].to(output.dtype), output)
+        large = gaussian.expand(self.chain.log_beta[index].to(output.dtype), output)
         if self.variance_type == "fixed_small":
             return small
         if self.variance_type == "fixed_large":
@@ -210,7 +224,7 @@ def ddpm_bound(
         `FloatingPointError`: when a term is not finite, naming the image and the timestep.
     """
     check_sizes(len(dataset), num_repeats)
-    highest = len(ddpm.gammas) - 1
+    highest = len(ddpm.chain.gammas) - 1
     num_indices = highest if num_indices is None else num_indices
     if not 1 <= num_indices <= highest:
         raise ValueError(f"`num_indices` is {num_indices}, but there are {highest} denoising terms to take.")

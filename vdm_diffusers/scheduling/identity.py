@@ -4,6 +4,7 @@ Any scheduler will step, and the pictures of a wrong one look like those of a ba
 denoiser was trained for, in its configuration, and compares.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -67,7 +68,7 @@ def check_description(description: object) -> None:
     well_formed = (
         isinstance(numbers, (list, tuple))
         and len(numbers) == 4
-        and all(isinstance(number, (int, float)) for number in numbers)
+        and all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers)
         and {"prediction_type", "num_train_timesteps"} <= description.keys()
     )
     if not well_formed:
