@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_pipelines import vae, vqvae
+from torch.utils.data import Dataset
 
 from vdm_diffusers.data import ImageData, ImageDataset
 from vdm_diffusers.data.fingerprints import fingerprint
@@ -31,6 +32,30 @@ def test_latents_are_the_autoencoder_s_own(tmp_path):
             with torch.no_grad():
                 expected = model.encode(x).latents[0] * model.config.scaling_factor
             torch.testing.assert_close(ours[i]["images"], expected, rtol=1e-4, atol=1e-5)
+            assert ours[i]["class_labels"] == theirs[i]["class_labels"]
+
+
+class Told(Dataset):
+    """Images that come with a vector."""
+
+    def __init__(self, images: Dataset):
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict:
+        return self.images[index] | {"conditioning": torch.tensor([index, 0.5])}
+
+
+@pytest.mark.parametrize("folder", [None, "latents"])
+def test_latents_keep_their_conditions(tmp_path, folder):
+    images = data()
+    images = replace(images, train=Told(images.train), validation=Told(images.validation))
+    latent = in_latent_space(images, vae().eval(), folder and tmp_path / folder)
+    for ours, theirs in ((latent.train, images.train), (latent.validation, images.validation)):
+        for i in range(len(theirs)):
+            assert torch.equal(ours[i]["conditioning"], theirs[i]["conditioning"])
             assert ours[i]["class_labels"] == theirs[i]["class_labels"]
 
 

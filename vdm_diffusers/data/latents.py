@@ -1,9 +1,10 @@
 """Data sets of latents: images that an autoencoder has encoded beforehand, once."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,22 +28,21 @@ DESCRIPTION = "latents.json"
 
 
 class LatentDataset(Dataset):
-    """Latents `(c, *size)`, float32, as `{"images": ..., LABELS: int}`, the label only if there are any.
+    """Latents `(c, *size)`, float32, with the conditions of their images.
 
     Args:
-        latents: An array `(N, c, *size)`, which may lie on disk.
-        labels (`Sequence[int]`, *optional*): Those of their classes.
+        columns (`Mapping[str, np.ndarray]`): By the names that items have for them, arrays with a row for each image, which may
+            lie on disk: `"images"`, the latents, and every keyword of the condition.
     """
 
-    def __init__(self, latents: np.ndarray, labels: Sequence[int] | None):
-        self.latents, self.labels = latents, labels
+    def __init__(self, columns: Mapping[str, np.ndarray]):
+        self.columns = columns
 
     def __len__(self) -> int:
-        return len(self.latents)
+        return len(self.columns["images"])
 
-    def __getitem__(self, index: int) -> dict[str, Tensor | int]:
-        item = {"images": torch.from_numpy(np.array(self.latents[index]))}
-        return item if self.labels is None else item | {LABELS: int(self.labels[index])}
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {name: torch.from_numpy(np.array(column[index])) for name, column in self.columns.items()}
 
 
 def in_latent_space(
@@ -66,18 +66,15 @@ def in_latent_space(
         `ValueError`: if the autoencoder isn't one of such images, or if the folder holds other latents.
     """
     shape = latent_shape(vae, data)
-    labels = np.zeros(len(data.validation), dtype=np.int64)
-    latents = np.empty((len(data.validation), *shape), dtype=np.float32)
-    _encode_all(vae, data, data.validation, latents, labels, device, seed)
-    labelled = data.num_classes is not None
-    validation = LatentDataset(latents, labels if labelled else None)
+    validation = LatentDataset(_encoded(vae, data, data.validation, device, seed, _in_memory))
     train = data.train
     facts = _facts(vae, data, seed)
     if folder is not None:
-        if write and not _holds(Path(folder), facts):
-            _write(Path(folder), facts, vae, data, shape, device, seed + 1)
-        if _holds(Path(folder), facts):
-            train = _read(Path(folder), labelled)
+        folder, names = Path(folder), list(data.train[0])
+        if write and not _holds(folder, facts, names):
+            _write(folder, facts, vae, data, device, seed + 1)
+        if _holds(folder, facts, names):
+            train = LatentDataset({name: np.load(folder / _file(name), mmap_mode="r") for name in names})
     return replace(data, train=train, validation=validation, shape=shape, origin=json.dumps(facts))
 
 
@@ -104,14 +101,15 @@ def _facts(vae: ModelMixin, data: ImageData, seed: int) -> dict:
     return {"images": fingerprint(data), "autoencoder": f"{type(vae).__name__} {weights:.6e}", "seed": seed}
 
 
-def _holds(folder: Path, facts: dict) -> bool:
-    """Whether a folder holds these latents; `ValueError` if it holds anything else."""
+def _holds(folder: Path, facts: dict, names: Iterable[str]) -> bool:
+    """Whether a folder holds these latents, in columns of these names; `ValueError` if it holds anything else."""
     if not (folder / DESCRIPTION).exists():
         if folder.exists() and any(folder.iterdir()):
             text = "{cache_latents} {!r} holds something other than latents: name another folder."
             raise ValueError(Message(text, str(folder)))
         return False
-    if json.loads((folder / DESCRIPTION).read_text()) != facts:
+    held = json.loads((folder / DESCRIPTION).read_text()) == facts
+    if not held or not all((folder / _file(name)).exists() for name in names):
         text = (
             "{cache_latents} {!r} holds latents of other images, or by another autoencoder or seed: name another folder, or"
             " delete this one."
@@ -120,43 +118,42 @@ def _holds(folder: Path, facts: dict) -> bool:
     return True
 
 
-def _write(
-    folder: Path, facts: dict, vae: ModelMixin, data: ImageData, shape: tuple, device: torch.device | str, seed: int
-) -> None:
+def _write(folder: Path, facts: dict, vae: ModelMixin, data: ImageData, device: torch.device | str, seed: int) -> None:
     """Encode the training images into a folder, which is there once all of them are."""
     partial = folder.with_name(f".{folder.name}-partial")
     partial.mkdir(parents=True, exist_ok=True)
-    count = len(data.train)
-    labels = np.lib.format.open_memmap(partial / "labels.npy", "w+", np.int64, (count,))
-    latents = np.lib.format.open_memmap(partial / "latents.npy", "w+", np.float32, (count, *shape))
-    _encode_all(vae, data, data.train, latents, labels, device, seed)
-    latents.flush(), labels.flush()
+
+    def on_disk(name: str, *args: Any) -> np.memmap:
+        return np.lib.format.open_memmap(partial / _file(name), "w+", *args)
+
+    for column in _encoded(vae, data, data.train, device, seed, on_disk).values():
+        column.flush()
     (partial / DESCRIPTION).write_text(json.dumps(facts))
     folder.exists() and folder.rmdir()
     partial.rename(folder)
 
 
-def _read(folder: Path, labelled: bool) -> LatentDataset:
-    latents, labels = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("latents", "labels"))
-    return LatentDataset(latents, labels if labelled else None)
+def _in_memory(name: str, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+    return np.empty(shape, dtype)
 
 
-def _encode_all(
-    vae: ModelMixin,
-    data: ImageData,
-    images: Dataset,
-    latents: np.ndarray,
-    labels: np.ndarray,
-    device: torch.device | str,
-    seed: int,
-) -> None:
-    """Fill the arrays of latents and labels."""
-    generator, start = torch.Generator().manual_seed(seed), 0
+def _file(name: str) -> str:
+    """The file of a column."""
+    return {"images": "latents.npy", LABELS: "labels.npy"}.get(name, f"{name}.npy")
+
+
+def _encoded(
+    vae: ModelMixin, data: ImageData, images: Dataset, device: torch.device | str, seed: int, new_array: Callable
+) -> dict[str, np.ndarray]:
+    """The columns of a [`LatentDataset`], in arrays made by `new_array(name, dtype, shape)`."""
+    columns, generator, start = {}, torch.Generator().manual_seed(seed), 0
     loader = DataLoader(images, BATCH_SIZE, generator=torch.Generator())  # leaves the global generator alone
     for batch in tqdm(loader, desc="Encoding", leave=False):
         x = scale_to_unit(batch["images"], data.num_levels).to(device)
-        end = start + len(x)
-        latents[start:end] = encode(vae, x, generator).cpu().numpy()
-        if LABELS in batch:
-            labels[start:end] = batch[LABELS].numpy()
-        start = end
+        for name, tensor in (batch | {"images": encode(vae, x, generator)}).items():
+            rows = tensor.cpu().numpy()
+            if name not in columns:
+                columns[name] = new_array(name, rows.dtype, (len(images), *rows.shape[1:]))
+            columns[name][start : start + len(x)] = rows
+        start += len(x)
+    return columns
