@@ -16,10 +16,10 @@ PACKAGE = Path(vdm_diffusers.__file__).parent
 ORDER = (
     "precision", "units", "randomness", "gaussian", "weightings", "timestep_maps", "guards", "pictures", "command_line",
     "noise_schedules",
-    "unet_vdm", "autoencoders", "class_names", "conditioning", "denoisers",
+    "unet_vdm", "autoencoders", "class_names", "conditioning", "denoisers", "error_profiles",
     "scheduling", "scheduling_vdm", "vdm", "pixel_space", "probability_flow", "pipeline_vdm",
     "figures", "likelihood", "data", "training",
-    "convert", "image_quality", "fid", "evaluate", "train",
+    "convert", "few_steps", "image_quality", "fid", "evaluate", "train",
 )  # fmt: skip
 """Modules of the root and rooms, lowest first: none imports from those that come after it."""
 

@@ -36,7 +36,15 @@ def digits_model(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "page",
-    ["README.md", "docs/quickstart.md", "docs/schedulers.md", "docs/extending.md", "docs/likelihood.md", "docs/math.md"],
+    [
+        "README.md",
+        "docs/quickstart.md",
+        "docs/schedulers.md",
+        "docs/few_steps.md",
+        "docs/extending.md",
+        "docs/likelihood.md",
+        "docs/math.md",
+    ],
 )
 def test_python_blocks_run_in_order(page, digits_model, monkeypatch):
     for extended in EXTENDED:

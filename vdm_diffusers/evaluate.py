@@ -10,7 +10,6 @@ import math
 import platform
 import sys
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -31,13 +30,11 @@ from .data.options import SHORT_NAMES, DataOptions
 from .denoisers import check_denoiser
 from .figures import check_figure_path, save_loss_profiles
 from .guards.arguments import Count, Draws, Limit, at_least
-from .guards.foreign_models import check_pipeline
-from .guards.loading import refused_as
-from .guards.messages import Message, refuse_if
+from .guards.messages import refuse_if
 from .guards.secrecy import guarded_output
 from .likelihood.ddpm_bound import VARIANCE_TYPES
 from .likelihood.estimators import CONTINUOUS, ESTIMATORS, measurements
-from .pixel_space import check_pixel_space
+from .pixel_space import can_be_evaluated, load_pixel_pipeline
 from .probability_flow.dequantization import DEQUANTIZATIONS
 from .probability_flow.likelihood import TRACES
 
@@ -116,11 +113,12 @@ def parse_options(arguments: Sequence[str]) -> EvaluationOptions:
 
 def evaluate(options: EvaluationOptions, processes: PartialState) -> dict:
     """All that was asked for, as it goes into the JSON; `ValueError` if the images are not what the model is one of."""
-    pipeline = load_pipeline(options)
+    name = options.pretrained_model_name_or_path
+    pipeline = load_pixel_pipeline(name, options.cache_dir)
     if options.dtype == "float64":
         pipeline.unet.double()
     data = load_images(num_levels=pipeline.config.get("num_levels", 256), check_train=False, **options.loading())
-    with can_be_evaluated(options):
+    with can_be_evaluated(name):
         check_images(pipeline, data)
         check_denoiser(pipeline.unet, data.shape)
     images = data.validation
@@ -134,7 +132,7 @@ def evaluate(options: EvaluationOptions, processes: PartialState) -> dict:
         "processes": processes,
     }
     return {
-        "model": options.pretrained_model_name_or_path,
+        "model": name,
         "data": _describe(data, options.validation_split),
         "num_images": len(images),
         "num_repeats": options.num_repeats,
@@ -142,13 +140,13 @@ def evaluate(options: EvaluationOptions, processes: PartialState) -> dict:
         "seed": options.seed,
         "dtype": options.dtype,
         "versions": _versions(),
-        "results": [row for name in options.estimators for row in _rows(name, pipeline, options, images, shared)],
+        "results": [row for estimator in options.estimators for row in _rows(estimator, pipeline, options, images, shared)],
     }
 
 
 def _rows(estimator: str, pipeline: DiffusionPipeline, options: EvaluationOptions, images: Dataset, shared: dict) -> list[dict]:
     """What an estimator measures, as it goes into the JSON; `shared` are the settings of all estimators."""
-    with can_be_evaluated(options):
+    with can_be_evaluated(options.pretrained_model_name_or_path):
         found = measurements(estimator, pipeline, shared["device"], options)
     return [
         {"estimator": estimator, "name": measurement.name}
@@ -169,22 +167,6 @@ def _versions() -> dict[str, str]:
 
     own = {"vdm_diffusers": __version__, "python": platform.python_version()}
     return own | {module.__name__: module.__version__ for module in (diffusers, torch)}
-
-
-def load_pipeline(options: EvaluationOptions) -> DiffusionPipeline:
-    """The pipeline of a folder or of the Hub, if it has a likelihood of pixels."""
-    name = options.pretrained_model_name_or_path
-    remedy = "Give the folder of a saved pipeline, or its name on the Hub."
-    with refused_as(Message("{pretrained_model_name_or_path} {!r} could not be loaded", name), remedy):
-        pipeline = DiffusionPipeline.from_pretrained(check_pipeline(name, options.cache_dir))
-    with can_be_evaluated(options):
-        check_pixel_space(pipeline)
-    return pipeline
-
-
-def can_be_evaluated(options: EvaluationOptions) -> AbstractContextManager:
-    """Where what a model can't do, or what is wrong with it, ends in one sentence."""
-    return refused_as(Message("{pretrained_model_name_or_path} {!r} can't be evaluated", options.pretrained_model_name_or_path))
 
 
 def table(result: dict) -> str:

@@ -89,6 +89,16 @@ def denoising_kl_weight(gamma_s: Tensor, gamma_t: Tensor) -> Tensor:
     return 0.5 * torch.expm1(gamma_t - gamma_s)
 
 
+def reverse_kl(step: Tensor, square: Tensor, moment: Tensor) -> Tensor:
+    """`KL(q(z_s|z_t, x) || p(z_s|z_t))` of coordinates, in nats, where p has `1 + step * moment` times the variance of q.
+
+    `step` is `expm1(gamma_t - gamma_s)`, and `square` that of the coordinate of `eps - eps_hat`. The expectation is least where
+    `moment` is that of `square`, and then `½ log1p(step * moment)` (Bao et al. 2022); for `moment` 0 it is `½ step * square`.
+    """
+    excess = step * moment
+    return 0.5 * (torch.log1p(excess) + (step * square - excess) / (1 + excess))
+
+
 Coefficients = tuple[Tensor | float, Tensor | float]
 
 PREDICTIONS: dict[str, Callable[[Tensor, Tensor], Coefficients]] = {

@@ -1,10 +1,30 @@
-"""Refuses pipelines that have no likelihood in bits per dimension, and says why."""
+"""Pipelines that have a likelihood in bits per dimension; others are refused, and told why."""
+
+from contextlib import AbstractContextManager
 
 from diffusers import DiffusionPipeline
 from diffusers.models.modeling_utils import ModelMixin
 
+from .guards.foreign_models import check_pipeline
+from .guards.loading import refused_as
+from .guards.messages import Message
 from .scheduling.identity import check_scheduler
 from .scheduling_vdm import VDMScheduler
+
+
+def load_pixel_pipeline(name: str, cache_dir: str | None = None) -> DiffusionPipeline:
+    """The pipeline of a folder or of the Hub; `ValueError` if there is none, or if it has no likelihood of pixels."""
+    remedy = "Give the folder of a saved pipeline, or its name on the Hub."
+    with refused_as(Message("{pretrained_model_name_or_path} {!r} could not be loaded", name), remedy):
+        pipeline = DiffusionPipeline.from_pretrained(check_pipeline(name, cache_dir))
+    with can_be_evaluated(name):
+        check_pixel_space(pipeline)
+    return pipeline
+
+
+def can_be_evaluated(name: str) -> AbstractContextManager:
+    """Where what a model can't do, or what is wrong with it, ends in one sentence."""
+    return refused_as(Message("{pretrained_model_name_or_path} {!r} can't be evaluated", name))
 
 
 def check_pixel_space(pipeline: DiffusionPipeline) -> None:

@@ -18,6 +18,7 @@ from .autoencoders import encode, scale_to_unit
 from .class_names import in_order
 from .conditioning import Condition, as_condition, check_condition, num_classes
 from .denoisers import sample_shape
+from .error_profiles import ErrorProfile
 from .guards.arguments import Within, checked
 from .guards.loading import loading
 from .noise_schedules import NoiseSchedule, TableSchedule
@@ -116,6 +117,8 @@ class VDM(nn.Module):
             not trained, and is saved with the pipeline, not in the state of this module.
         class_names (`list[str]`, *optional*): What the classes of a class-conditional denoiser are called, in the order of
             their labels, the null class left out. They are saved with the pipeline.
+        error_profile ([`ErrorProfile`], *optional*): Gives `p(z_s|z_t)` of the discrete-time bound the variance that is optimal
+            by these errors of the denoiser; by default it is that of `q(z_s|z_t, x)`.
 
     Raises:
         `TypeError`: for arguments of another type.
@@ -136,6 +139,7 @@ class VDM(nn.Module):
         weighting: str = "elbo",
         vae: ModelMixin | None = None,
         class_names: Sequence[str] | None = None,
+        error_profile: ErrorProfile | None = None,
     ):
         super().__init__()
         gaussian.check_prediction_type(prediction_type)
@@ -153,7 +157,10 @@ class VDM(nn.Module):
         self.timestep_map = timestep_map or AffineTimesteps(noise_schedule.gamma_min, noise_schedule.gamma_max)
         self.weighting = weighting
         self.class_names = None if class_names is None else list(class_names)
+        self.error_profile = error_profile
         self.__dict__["vae"] = vae  # not registered: a frozen model belongs neither to the parameters nor to checkpoints
+        if error_profile is not None and num_timesteps is None:
+            raise ValueError("`error_profile` gives the steps of a chain their variances: say how many by `num_timesteps`.")
         if weighting != "elbo":
             self._fix_end_points()
 
@@ -347,13 +354,20 @@ class VDM(nn.Module):
         """Denoising matching at `z_t = alpha_t x + sigma_t eps`, `(B,)`, in nats: its expectation over times is the term.
 
         `½ γ'(t) ||eps - eps_hat||²` in continuous time (section 5), `½ T expm1(γ(t) - γ(s)) ||eps - eps_hat||²` for T steps
-        (section 4).
+        (section 4); with an error profile, [`~gaussian.reverse_kl`] for T steps.
         """
-        z_t = gaussian.diffuse(x, eps, level.gamma)
-        output = self.denoise(z_t, level.gamma, condition)
-        error = gaussian.target(self.prediction_type, x, eps, level.gamma) - output
-        factor = level.factor * gaussian.epsilon_error_scale(self.prediction_type, level.gamma) ** 2
-        return factor * (error**2).flatten(1).sum(1)
+        residual = self.residual(x, level.gamma, eps, condition)
+        if self.error_profile is None:
+            return level.factor * (residual**2).flatten(1).sum(1)
+        step = 2 / self.num_timesteps * level.factor[:, None]
+        squares = self.error_profile.coordinates(residual) ** 2
+        return self.num_timesteps * gaussian.reverse_kl(step, squares, self.error_profile(level.gamma)).sum(1)
+
+    def residual(self, x: Tensor, gamma_t: Tensor, eps: Tensor, condition: Condition | None = None) -> Tensor:
+        """`eps - eps_hat` at `z_t = alpha_t x + sigma_t eps`, shaped as `x`, whatever the denoiser predicts."""
+        z_t = gaussian.diffuse(x, eps, gamma_t)
+        error = gaussian.target(self.prediction_type, x, eps, gamma_t) - self.denoise(z_t, gamma_t, condition)
+        return gaussian.expand(gaussian.epsilon_error_scale(self.prediction_type, gamma_t), x) * error
 
     def denoise(self, z_t: Tensor, gamma_t: Tensor, condition: Condition | None = None) -> Tensor:
         """The denoiser's output at `z_t` `(B, C, *size)` of noise level `gamma_t` `(B,)`, in the dtype of `z_t`.

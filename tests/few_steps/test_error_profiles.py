@@ -1,0 +1,111 @@
+"""Error profiles: measured against the closed form, independent of batches and processes, saved and loaded."""
+
+import pytest
+import torch
+from accelerate import PartialState
+from gaussian_model import COVARIANCE, MEAN, GaussianDenoiser, epsilon_error
+from processes import Ranks
+from scipy.fft import dctn
+from test_chains import along_axes, entries
+from torch.utils.data import Dataset
+
+from vdm_diffusers import VDM, LinearSchedule
+from vdm_diffusers.error_profiles import ErrorProfile, cosine_axes
+from vdm_diffusers.few_steps import error_profile
+from vdm_diffusers.timestep_maps import AffineTimesteps
+
+
+GAMMAS = torch.tensor([-6.0, -2.0, 0.0, 4.0], dtype=torch.float64)
+
+
+class Samples(Dataset):
+    """Of the Gaussian."""
+
+    def __init__(self, size: int):
+        noise = torch.randn(size, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        self.x = (MEAN + noise @ torch.linalg.cholesky(COVARIANCE).T).reshape(size, 3, 1, 1)
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {"images": self.x[index]}
+
+
+def vdm() -> VDM:
+    timesteps = AffineTimesteps(-6.0, 4.0)
+    return VDM(GaussianDenoiser(timesteps), LinearSchedule(-6.0, 4.0), num_levels=None, timestep_map=timesteps).double()
+
+
+@pytest.mark.parametrize("basis", ["isotropic", "entries", "dct", "principal"])
+def test_a_profile_is_the_closed_form(basis):
+    profile = error_profile(vdm(), Samples(8000), GAMMAS, basis, num_draws=16_000, batch_size=1000)
+    if basis == "isotropic":
+        expected = epsilon_error(GAMMAS)[:, None] / 3
+    elif basis == "entries":
+        expected = entries(GAMMAS).moments
+    else:  # the axes that were found, or those of the transform, of the covariance of the residual
+        covariances = [COVARIANCE @ torch.linalg.inv(COVARIANCE + g.exp() * torch.eye(3, dtype=torch.float64)) for g in GAMMAS]
+        expected = torch.stack([(profile.axes @ covariance @ profile.axes.T).diagonal() for covariance in covariances])
+    assert ((profile.moments - expected).abs() < 4.5 * profile.standard_errors).all()
+    assert (profile.standard_errors < 0.06 * profile.moments).all()
+    if basis == "principal":
+        largest = along_axes(GAMMAS).axes[-1]
+        assert (profile.axes[-1] @ largest).abs() > 0.95
+
+
+def test_cosines_are_scipy_s():
+    values = torch.randn(2, 3, 4, dtype=torch.float64)
+    expected = torch.from_numpy(dctn(values.numpy(), norm="ortho"))
+    torch.testing.assert_close((cosine_axes((2, 3, 4)) @ values.flatten()).reshape(2, 3, 4), expected)
+
+
+def test_between_gammas_the_logarithm_is_linear():
+    profile = ErrorProfile(torch.tensor([0.0, 2.0]), torch.tensor([[1.0], [4.0]]), torch.zeros(2, 1))
+    values = profile(torch.tensor([-1.0, 0.0, 1.0, 2.0, 5.0], dtype=torch.float64)).flatten()
+    torch.testing.assert_close(values, torch.tensor([1.0, 1.0, 2.0, 4.0, 4.0], dtype=torch.float64))
+
+
+def measured(**kwargs) -> ErrorProfile:
+    return error_profile(vdm(), Samples(50), GAMMAS, "principal", num_draws=120, **kwargs)
+
+
+def measure_together(path) -> None:
+    measured(processes=PartialState(cpu=True)).save_pretrained(path / str(PartialState().process_index))
+
+
+def test_batches_and_processes_do_not_matter(tmp_path):
+    whole = measured(batch_size=120)
+    ranks = Ranks(measure_together, tmp_path, num_processes=2, log=tmp_path / "log")
+    assert ranks.join() == [0, 0], (tmp_path / "log").read_text()
+    for other in (measured(batch_size=7), *(ErrorProfile.from_pretrained(tmp_path / rank) for rank in "01")):
+        torch.testing.assert_close(other.moments, whole.moments, rtol=1e-10, atol=0)
+        torch.testing.assert_close(other.standard_errors, whole.standard_errors, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("basis", ["isotropic", "principal"])
+def test_a_profile_comes_back_as_it_was_saved(tmp_path, basis):
+    profile = error_profile(vdm(), Samples(50), GAMMAS, basis, num_draws=100)
+    profile.save_pretrained(tmp_path)
+    again = ErrorProfile.from_pretrained(tmp_path)
+    assert again.basis == basis and dict(again.named_buffers()).keys() == dict(profile.named_buffers()).keys()
+    for name, tensor in profile.named_buffers():
+        assert torch.equal(getattr(again, name), tensor)
+
+
+def test_what_can_not_be_measured_is_refused():
+    with pytest.raises(ValueError, match="`num_draws` is 15, but 4 gammas in the basis 'principal' need 16"):
+        error_profile(vdm(), Samples(5), GAMMAS, "principal", num_draws=15)
+    with pytest.raises(ValueError, match="`moments` must be positive"):
+        ErrorProfile(GAMMAS, torch.zeros(4, 1), torch.zeros(4, 1))
+    with pytest.raises(ValueError, match="`gammas` must be an increasing vector"):
+        ErrorProfile(GAMMAS.flip(0), torch.ones(4, 1), torch.zeros(4, 1))
+    with pytest.raises(ValueError, match="`basis` is 'wavelets'"):
+        ErrorProfile(GAMMAS, torch.ones(4, 1), torch.zeros(4, 1), "wavelets")
+
+
+def test_a_denoiser_that_fails_is_named_by_its_gamma():
+    broken = vdm()
+    broken.unet.forward = lambda sample, timestep, **kwargs: (torch.full_like(sample, torch.nan),)
+    with pytest.raises(FloatingPointError, match="The denoiser's output is not finite at gamma -6"):
+        error_profile(broken, Samples(5), GAMMAS, num_draws=20, batch_size=1)

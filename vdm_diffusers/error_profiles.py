@@ -1,0 +1,95 @@
+"""Error profiles: how large the errors of a frozen denoiser are at each noise level, which says how best to step with it."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from .precision import FullPrecisionModule
+
+
+Basis = Literal["isotropic", "entries", "dct", "principal"]
+"""Coordinates of a residual: all alike; its entries; its cosine transform; the axes along which it varies alone."""
+
+TENSORS, DESCRIPTION = "error_profile.safetensors", "error_profile.json"
+
+
+class ErrorProfile(FullPrecisionModule):
+    """
+    The second moments `m_k(gamma) = E c_k²` of the residual `c = A (eps - eps_hat)` in orthonormal coordinates.
+
+    Between the gammas that it was measured at, `log m` is interpolated linearly; beyond them `m` is constant.
+
+    Args:
+        gammas (`Tensor` of shape `(G,)`): Where it was measured, increasing.
+        moments (`Tensor` of shape `(G, K)`): `m_k`, positive; K = 1 for all coordinates alike, else the number of dimensions.
+        standard_errors (`Tensor` of shape `(G, K)`): Of the moments, over the draws.
+        basis (`str`): One of `Basis`.
+        axes (`Tensor` of shape `(D, D)`, *optional*): A, its rows orthonormal; by default the entries themselves.
+
+    Raises:
+        `ValueError`: for tensors that contradict this.
+    """
+
+    def __init__(
+        self, gammas: Tensor, moments: Tensor, standard_errors: Tensor, basis: Basis = "isotropic", axes: Tensor | None = None
+    ):
+        super().__init__()
+        if basis not in get_args(Basis):
+            raise ValueError(f"`basis` is {basis!r}, but must be one of {', '.join(get_args(Basis))}.")
+        if gammas.ndim != 1 or len(gammas) < 2 or not (gammas.diff() > 0).all():
+            raise ValueError("`gammas` must be an increasing vector of at least two numbers.")
+        if moments.ndim != 2 or len(moments) != len(gammas) or not (moments.isfinite() & (moments > 0)).all():
+            raise ValueError(f"`moments` must be positive, of shape ({len(gammas)}, K), but have {tuple(moments.shape)}.")
+        if axes is not None and axes.shape != (moments.shape[1],) * 2:
+            raise ValueError(f"`axes` have the shape {tuple(axes.shape)}, but there are {moments.shape[1]} moments.")
+        self.basis = basis
+        for name, tensor in (("gammas", gammas), ("moments", moments), ("standard_errors", standard_errors), ("axes", axes)):
+            self.register_buffer(name, None if tensor is None else tensor.double(), persistent=False)
+
+    def forward(self, gamma: Tensor) -> Tensor:
+        """`m(gamma)`, `(..., K)`, in the dtype of `gamma`."""
+        value = gamma.detach().to(self.gammas.dtype).clamp(self.gammas[0], self.gammas[-1])
+        index = torch.searchsorted(self.gammas, value.contiguous()).clamp(1, len(self.gammas) - 1)
+        low, high = self.gammas[index - 1], self.gammas[index]
+        weight = ((value - low) / (high - low))[..., None]
+        return torch.lerp(self.moments[index - 1].log(), self.moments[index].log(), weight).exp().to(gamma.dtype)
+
+    def coordinates(self, residual: Tensor) -> Tensor:
+        """Residuals `(B, *shape)` in the coordinates of the moments, `(B, D)`."""
+        flat = residual.flatten(1)
+        return flat if self.axes is None else flat @ self.axes.T.to(flat.dtype)
+
+    def mean(self) -> Tensor:
+        """The mean over the dimensions, `(G,)`."""
+        return self.moments.mean(1)
+
+    def save_pretrained(self, save_directory: str | os.PathLike) -> None:
+        """Write it into a folder, as safetensors and JSON."""
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in self.named_buffers()}
+        save_file(tensors, folder / TENSORS)
+        (folder / DESCRIPTION).write_text(json.dumps({"basis": self.basis}) + "\n")
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike) -> "ErrorProfile":
+        """Read what [`~ErrorProfile.save_pretrained`] wrote."""
+        description = json.loads(Path(folder, DESCRIPTION).read_text())
+        return cls(**load_file(Path(folder, TENSORS)), basis=description["basis"])
+
+
+def cosine_axes(size: Sequence[int]) -> Tensor:
+    """The axes of an orthonormal cosine transform (DCT-II) of arrays `size`, `(D, D)`, float64."""
+    axes = torch.ones(1, 1, dtype=torch.float64)
+    for length in size:
+        frequency, place = torch.arange(length, dtype=torch.float64)[:, None], torch.arange(length, dtype=torch.float64)
+        cosines = torch.cos(torch.pi / length * (place + 0.5) * frequency) * (2 / length) ** 0.5
+        cosines[0] /= 2**0.5
+        axes = torch.kron(axes, cosines)
+    return axes
