@@ -356,18 +356,23 @@ class VDM(nn.Module):
         `½ γ'(t) ||eps - eps_hat||²` in continuous time (section 5), `½ T expm1(γ(t) - γ(s)) ||eps - eps_hat||²` for T steps
         (section 4); with an error profile, [`~gaussian.reverse_kl`] for T steps.
         """
-        residual = self.residual(x, level.gamma, eps, condition)
+        error, scale = self._output_error(x, level.gamma, eps, condition)
         if self.error_profile is None:
-            return level.factor * (residual**2).flatten(1).sum(1)
+            return level.factor * scale**2 * (error**2).flatten(1).sum(1)
         step = 2 / self.num_timesteps * level.factor[:, None]
-        squares = self.error_profile.coordinates(residual) ** 2
+        squares = self.error_profile.coordinates(gaussian.expand(scale, error) * error) ** 2
         return self.num_timesteps * gaussian.reverse_kl(step, squares, self.error_profile(level.gamma)).sum(1)
 
     def residual(self, x: Tensor, gamma_t: Tensor, eps: Tensor, condition: Condition | None = None) -> Tensor:
         """`eps - eps_hat` at `z_t = alpha_t x + sigma_t eps`, shaped as `x`, whatever the denoiser predicts."""
-        z_t = gaussian.diffuse(x, eps, gamma_t)
-        error = gaussian.target(self.prediction_type, x, eps, gamma_t) - self.denoise(z_t, gamma_t, condition)
-        return gaussian.expand(gaussian.epsilon_error_scale(self.prediction_type, gamma_t), x) * error
+        error, scale = self._output_error(x, gamma_t, eps, condition)
+        return gaussian.expand(scale, error) * error
+
+    def _output_error(self, x: Tensor, gamma_t: Tensor, eps: Tensor, condition: Condition | None) -> tuple[Tensor, Tensor]:
+        """The error of the denoiser's output, and the factor `(B,)` that makes it one of `eps`."""
+        output = self.denoise(gaussian.diffuse(x, eps, gamma_t), gamma_t, condition)
+        error = gaussian.target(self.prediction_type, x, eps, gamma_t) - output
+        return error, gaussian.epsilon_error_scale(self.prediction_type, gamma_t)
 
     def denoise(self, z_t: Tensor, gamma_t: Tensor, condition: Condition | None = None) -> Tensor:
         """The denoiser's output at `z_t` `(B, C, *size)` of noise level `gamma_t` `(B,)`, in the dtype of `z_t`.
