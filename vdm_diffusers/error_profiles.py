@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from .guards.loading import loading
 from .precision import FullPrecisionModule
 
 
@@ -48,6 +49,8 @@ class ErrorProfile(FullPrecisionModule):
             raise ValueError(f"`moments` must be positive, of shape ({len(gammas)}, K), but have {tuple(moments.shape)}.")
         if axes is not None and axes.shape != (moments.shape[1],) * 2:
             raise ValueError(f"`axes` have the shape {tuple(axes.shape)}, but there are {moments.shape[1]} moments.")
+        if axes is not None and not torch.allclose(axes.double() @ axes.double().T, torch.eye(len(axes)).to(axes).double()):
+            raise ValueError("`axes` must be orthonormal rows.")
         self.basis = basis
         for name, tensor in (("gammas", gammas), ("moments", moments), ("standard_errors", standard_errors), ("axes", axes)):
             self.register_buffer(name, None if tensor is None else tensor.double(), persistent=False)
@@ -79,9 +82,10 @@ class ErrorProfile(FullPrecisionModule):
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike) -> "ErrorProfile":
-        """Read what [`~ErrorProfile.save_pretrained`] wrote."""
-        description = json.loads(Path(folder, DESCRIPTION).read_text())
-        return cls(**load_file(Path(folder, TENSORS)), basis=description["basis"])
+        """Read what [`~ErrorProfile.save_pretrained`] wrote; `OSError` if it is missing, `ValueError` if it is damaged."""
+        with loading(f"The error profile in {str(folder)!r}"):
+            description = json.loads(Path(folder, DESCRIPTION).read_text())
+            return cls(**load_file(Path(folder, TENSORS)), basis=description["basis"])
 
 
 def cosine_axes(size: Sequence[int]) -> Tensor:

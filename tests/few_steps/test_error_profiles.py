@@ -93,11 +93,26 @@ def test_a_profile_comes_back_as_it_was_saved(tmp_path, basis):
         assert torch.equal(getattr(again, name), tensor)
 
 
+def test_files_that_are_no_profile_are_refused(tmp_path):
+    with pytest.raises(OSError, match="No such file"):
+        ErrorProfile.from_pretrained(tmp_path)
+    ErrorProfile(GAMMAS, torch.ones(4, 1), torch.zeros(4, 1)).save_pretrained(tmp_path)
+    (tmp_path / "error_profile.json").write_text("{}")
+    with pytest.raises(ValueError, match="The error profile in .* could not be loaded: KeyError: 'basis'"):
+        ErrorProfile.from_pretrained(tmp_path)
+    (tmp_path / "error_profile.json").write_text('{"basis": "entries"}')
+    (tmp_path / "error_profile.safetensors").write_bytes(b"half")
+    with pytest.raises(ValueError, match="The error profile in .* could not be loaded: "):
+        ErrorProfile.from_pretrained(tmp_path)
+
+
 def test_what_can_not_be_measured_is_refused():
     with pytest.raises(ValueError, match="`num_draws` is 15, but 4 gammas in the basis 'principal' need 16"):
         error_profile(vdm(), Samples(5), GAMMAS, "principal", num_draws=15)
     with pytest.raises(ValueError, match="`moments` must be positive"):
         ErrorProfile(GAMMAS, torch.zeros(4, 1), torch.zeros(4, 1))
+    with pytest.raises(ValueError, match="`axes` must be orthonormal"):
+        ErrorProfile(GAMMAS, torch.ones(4, 2), torch.zeros(4, 2), "dct", torch.ones(2, 2))
     with pytest.raises(ValueError, match="`gammas` must be an increasing vector"):
         ErrorProfile(GAMMAS.flip(0), torch.ones(4, 1), torch.zeros(4, 1))
     with pytest.raises(ValueError, match="`basis` is 'wavelets'"):
