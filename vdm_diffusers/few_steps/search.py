@@ -19,7 +19,6 @@ from .chains import Variance, best_chain, grid_costs, refined, step_cost
 GRID = 1000
 """Gammas from which the dynamic programme takes a chain."""
 
-
 NAMES: dict[Variance, str] = {"q": "q's", "optimal": "optimal"}
 
 
@@ -50,9 +49,8 @@ def candidates(vdm: VDM, profile: ErrorProfile, num_steps: Sequence[int]) -> lis
     on_grid = {variance: grid_costs(cost, grid) for variance, cost in costs.items()}
     found = []
     for number in num_steps:
-        found.append(
-            Steps(f"evenly in t, {NAMES['q']} variance", vdm.noise_schedule.chain(number).detach().cpu().double(), "q")
-        )
+        own_chain = vdm.noise_schedule.chain(number).detach().cpu().double()
+        found.append(Steps(f"evenly in t, {NAMES['q']} variance", own_chain, "q"))
         for variance, cost in costs.items():
             chain = refined(cost, best_chain(on_grid[variance], grid, number))
             found.append(Steps(f"best chain, {NAMES[variance]} variance", chain, variance))
