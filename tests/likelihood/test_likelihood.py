@@ -100,11 +100,11 @@ def test_bound_of_an_optimal_denoiser_against_its_closed_form(mixture, predictio
 
 
 def test_error_bars_cover_as_often_as_they_should():
-    """Over 200 repetitions: 95 % intervals for the population with new images each, and for the same images."""
+    """Over 150 repetitions: 95 % intervals for the population with new images each, and for the same images."""
     vdm = mixture_vdm(MIXTURE, 64, gamma_min=-4.0, gamma_max=3.0)
-    new = [variational_bound(vdm, mixture_images(MIXTURE, 60, 64, seed), 8, seed=seed) for seed in range(200)]
+    new = [variational_bound(vdm, mixture_images(MIXTURE, 60, 64, seed), 8, seed=seed) for seed in range(150)]
     images = mixture_images(MIXTURE, 60, 64, seed=0)
-    same = [variational_bound(vdm, images, 8, seed=seed) for seed in range(200)]
+    same = [variational_bound(vdm, images, 8, seed=seed) for seed in range(150)]
     truth = statistics.mean(bound.bits_per_dim for bound in same)
     covered = [abs(bound.bits_per_dim - truth) / bound.standard_error_draws < float(t(7).ppf(0.975)) for bound in same]
     assert 0.91 <= statistics.mean(covered) <= 0.99

@@ -180,9 +180,7 @@ def test_bits_of_fine_levels_are_those_of_the_density(mixture, dequantization):
 def test_batches_do_not_matter(trace):
     images = torch.randint(0, 4, (3, 4, 4), generator=torch.Generator().manual_seed(0))
     data = ImageDataset([{"image": image.numpy()} for image in images])
-    results = [
-        ode_likelihood(tiny_vdm_of_seed(0), data, 2, batch_size, trace=trace, tolerance=1e-2) for batch_size in (1, 2, 3)
-    ]
+    results = [ode_likelihood(tiny_vdm_of_seed(0), data, 2, batch_size, trace=trace, tolerance=1e-2) for batch_size in (2, 3)]
     for result in results[1:]:
         assert result.bits_per_dim == pytest.approx(results[0].bits_per_dim, abs=1e-8)
         assert result.standard_error == pytest.approx(results[0].standard_error, abs=1e-8)

@@ -32,9 +32,9 @@ from vdm_diffusers.training.config import TrainingConfig
 from vdm_diffusers.training.hub import Uploads, _classes, save_model_card
 
 
-def run(function: Callable, *arguments: object, log: Path) -> None:
+def run(function: Callable, *arguments: object, log: Path, **kwargs) -> None:
     """In a new process, which knows the Hub by its environment alone."""
-    assert Ranks(function, *arguments, log=log, context=SPAWNED).join() == [0], log.read_text()
+    assert Ranks(function, *arguments, log=log, **kwargs).join() == [0], log.read_text()
 
 
 def images_of(pipe) -> torch.Tensor:
@@ -58,7 +58,7 @@ def save_images_of_what_loads(name: str, path: Path) -> None:
 
 def test_a_trained_model_loads_by_its_name(hub, train, tmp_path):
     train("--push_to_hub", hub_model_id="user/digits", hub_token=TOKEN)
-    run(save_images_of_what_loads, "user/digits", tmp_path / "images.pt", log=tmp_path / "log")
+    run(save_images_of_what_loads, "user/digits", tmp_path / "images.pt", log=tmp_path / "log", context=SPAWNED)
     loaded, expected = torch.load(tmp_path / "images.pt"), images_of(VDMPipeline.from_pretrained(tmp_path / "out"))
     assert len(loaded) == 4
     for images in loaded:
@@ -98,7 +98,7 @@ def push_and_load(folder: str) -> None:
 
 def test_revisions_variants_and_precisions_load_by_name(hub, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    run(push_and_load, str(tmp_path / "model"), log=tmp_path / "log")
+    run(push_and_load, str(tmp_path / "model"), log=tmp_path / "log", context=SPAWNED)
     files = hub.repositories["user/model"].commits[hub.repositories["user/model"].head]
     assert not any(path.endswith((".bin", ".pt", ".pkl")) for path in files)
 

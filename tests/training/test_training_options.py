@@ -1,15 +1,16 @@
 """Options of train_vdm.py from end to end: streams, augmentation, classes, what saves memory or time."""
 
 import json
-import subprocess
 import sys
+from pathlib import Path
 
 import datasets
 import numpy as np
 import PIL.Image
 import pytest
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, UNet2DModel
+from processes import Ranks
 from tiny_pipelines import vae
 
 from vdm_diffusers import VDM, LinearSchedule, VDMPipeline, VDMUNet2DModel
@@ -84,15 +85,9 @@ def test_classes_are_learned_and_guided(train, folder, tmp_path):
     torch.testing.assert_close(images(1, 0.0), images(0, 0.0))  # 0 is no class
 
 
-SAMPLE = """
-import sys, torch
-import vdm_diffusers
-from diffusers import DiffusionPipeline
-
-pipe = DiffusionPipeline.from_pretrained(sys.argv[1])
-images = pipe(3, num_inference_steps=3, output_type="pt", generator=torch.Generator().manual_seed(0)).images
-torch.save(images, sys.argv[2])
-"""
+def sample(model: Path, path: Path) -> None:
+    pipe = DiffusionPipeline.from_pretrained(model)
+    torch.save(pipe(3, num_inference_steps=3, output_type="pt", generator=torch.Generator().manual_seed(0)).images, path)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +109,7 @@ def test_latents_train_and_are_sampled_in_another_process(train, folder, tmp_pat
     printed = capsys.readouterr().out
     assert f"6 held-out latents of {folder}: {metrics['nats_per_dim']:.4f} ±" in printed and "bits" not in printed
     assert "bits" not in (out / "README.md").read_text()
-    subprocess.run([sys.executable, "-c", SAMPLE, out, tmp_path / "images.pt"], check=True, capture_output=True)
+    assert Ranks(sample, out, tmp_path / "images.pt", log=tmp_path / "log").join() == [0], (tmp_path / "log").read_text()
     images = torch.load(tmp_path / "images.pt")
     assert images.shape == (3, 1, 8, 8)
     here = VDMPipeline.from_pretrained(out)(
