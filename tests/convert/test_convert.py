@@ -467,7 +467,7 @@ def mutated(content: bytes, places: list[int], draw: random.Random) -> bytes:
     return content if draw.random() < 0.9 else content[: draw.randrange(len(content))]
 
 
-def test_1000_mutated_files_raise_nothing_but_value_errors(tmp_path):
+def test_400_mutated_files_raise_nothing_but_value_errors(tmp_path):
     config = OfficialConfig(sm_n_embd=32, sm_n_layer=0)
     vdm = random_vdm(config)
     vdm.noise_schedule.slope.data.fill_(18.3)
@@ -476,11 +476,11 @@ def test_1000_mutated_files_raise_nothing_but_value_errors(tmp_path):
     heads = [i for i in range(len(good)) if good.startswith(b"float32", i)]
     places = sorted({place for head in heads for place in range(max(0, head - 60), head + 12)})
     draw, refused, state = random.Random(0), [], tmp_path / "state"
-    for _ in range(1000):
+    for _ in range(400):
         state.write_bytes(mutated(good, places, draw))
         try:
             load_official_checkpoint(state, config)
         except ValueError as error:
             refused.append(str(error))
-    assert 500 < len(refused) < 1000
+    assert 200 < len(refused) < 400
     assert not any("\n" in message for message in refused)

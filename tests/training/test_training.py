@@ -50,7 +50,7 @@ def test_training_lowers_the_bound(train, tmp_path):
     assert last["gamma_0"] != first["gamma_0"]
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("accumulation", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_resumed_run_equals_an_unbroken_one(train, tmp_path, accumulation):
     options = {"train_batch_size": 400, "gradient_accumulation_steps": accumulation, "validation_steps": 100}
     train(output_dir=tmp_path / "whole", **options)
