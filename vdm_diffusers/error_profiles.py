@@ -15,7 +15,7 @@ from .precision import FullPrecisionModule
 
 
 Basis = Literal["isotropic", "entries", "dct", "principal"]
-"""Coordinates of a residual: all alike; its entries; its cosine transform; the axes along which it varies alone."""
+"""Coordinates of a residual: all alike; its entries; its cosine transform; its principal axes, which are uncorrelated."""
 
 TENSORS, DESCRIPTION = "error_profile.safetensors", "error_profile.json"
 
@@ -41,8 +41,7 @@ class ErrorProfile(FullPrecisionModule):
         self, gammas: Tensor, moments: Tensor, standard_errors: Tensor, basis: Basis = "isotropic", axes: Tensor | None = None
     ):
         super().__init__()
-        if basis not in get_args(Basis):
-            raise ValueError(f"`basis` is {basis!r}, but must be one of {', '.join(get_args(Basis))}.")
+        check_basis(basis)
         if gammas.ndim != 1 or len(gammas) < 2 or not (gammas.diff() > 0).all():
             raise ValueError("`gammas` must be an increasing vector of at least two numbers.")
         if moments.ndim != 2 or len(moments) != len(gammas) or not (moments.isfinite() & (moments > 0)).all():
@@ -65,8 +64,7 @@ class ErrorProfile(FullPrecisionModule):
 
     def coordinates(self, residual: Tensor) -> Tensor:
         """Residuals `(B, *shape)` in the coordinates of the moments, `(B, D)`."""
-        flat = residual.flatten(1)
-        return flat if self.axes is None else flat @ self.axes.T.to(flat.dtype)
+        return along(self.axes, residual)
 
     def mean(self) -> Tensor:
         """The mean over the dimensions, `(G,)`."""
@@ -86,6 +84,18 @@ class ErrorProfile(FullPrecisionModule):
         with loading(f"The error profile in {str(folder)!r}"):
             description = json.loads(Path(folder, DESCRIPTION).read_text())
             return cls(**load_file(Path(folder, TENSORS)), basis=description["basis"])
+
+
+def check_basis(basis: str) -> None:
+    """Raise `ValueError` for a `basis` that is none of `Basis`."""
+    if basis not in get_args(Basis):
+        raise ValueError(f"`basis` is {basis!r}, but must be one of {', '.join(get_args(Basis))}.")
+
+
+def along(axes: Tensor | None, residual: Tensor) -> Tensor:
+    """Residuals `(B, *shape)` in coordinates along `axes` `(D, D)`, its rows, or else entry by entry: `(B, D)`."""
+    flat = residual.flatten(1)
+    return flat if axes is None else flat @ axes.T.to(flat)
 
 
 def cosine_axes(size: Sequence[int]) -> Tensor:

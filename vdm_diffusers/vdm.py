@@ -359,7 +359,7 @@ class VDM(nn.Module):
         error, scale = self._output_error(x, level.gamma, eps, condition)
         if self.error_profile is None:
             return level.factor * scale**2 * (error**2).flatten(1).sum(1)
-        step = 2 / self.num_timesteps * level.factor[:, None]
+        step = 2 / self.num_timesteps * level.factor[:, None]  # expm1(gamma_t - gamma_s)
         squares = self.error_profile.coordinates(gaussian.expand(scale, error) * error) ** 2
         return self.num_timesteps * gaussian.reverse_kl(step, squares, self.error_profile(level.gamma)).sum(1)
 

@@ -34,8 +34,7 @@ from .search import GRID, Steps, bounds
 
 COMMAND = "few_steps.py"
 RESULT, FIGURE = "few_steps.json", "few_steps.png"
-NUM_DRAWS = {"isotropic": 10_000}
-MANY_DRAWS = 30_000
+ISOTROPIC_DRAWS, DRAWS = 10_000, 30_000
 
 
 @dataclass(kw_only=True)
@@ -48,7 +47,7 @@ class FewStepsOptions(DataOptions):
     basis: Basis = option("isotropic", "In which the optimal variances differ: in none, or by entry, frequency or axis.")
     num_gammas: Annotated[int, Within(2, 10**4)] = option(60, "Noise levels to measure the denoiser's errors at.")
     num_draws: Draws | None = option(
-        None, f"Denoiser calls for that. Default: {NUM_DRAWS['isotropic']:,} for isotropic, {MANY_DRAWS:,} for others."
+        None, f"Denoiser calls for that. Default: {ISOTROPIC_DRAWS:,} for isotropic, {DRAWS:,} for others."
     )
     num_repeats: Draws = option(4, "Times and noises a held-out image, for the bounds.")
     max_images: Annotated[int, at_least(2)] | None = option(None, "Only so many held-out images, the first. Default: all.")
@@ -58,7 +57,7 @@ class FewStepsOptions(DataOptions):
 
     def __post_init__(self):
         super().__post_init__()
-        self.num_draws = self.num_draws or NUM_DRAWS.get(self.basis, MANY_DRAWS)
+        self.num_draws = self.num_draws or (ISOTROPIC_DRAWS if self.basis == "isotropic" else DRAWS)
         folder = Path(self.output_dir)
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ValueError(f"{self.output_dir!r} is there already: name another folder.")

@@ -7,6 +7,7 @@ import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
+from .. import gaussian
 from ..error_profiles import ErrorProfile
 
 
@@ -21,12 +22,12 @@ def step_cost(profile: ErrorProfile, variance: Variance = "optimal") -> StepCost
     """The expected `KL(q(z_s|z_t, x) || p(z_s|z_t))` of a step, in nats a dimension.
 
     With d = expm1(gamma_t - gamma_s), that is the mean over the coordinates of `½ d m` or, with optimal variances,
-    `½ log1p(d m)` (Bao et al. 2022, Analytic-DPM, theorem 1).
+    `½ log1p(d m)` (Bao et al. 2022, Analytic-DPM).
     """
 
     def cost(gamma_s: Tensor, gamma_t: Tensor) -> Tensor:
-        moments = torch.expm1(gamma_t - gamma_s)[..., None] * profile(gamma_t)
-        return 0.5 * (moments if variance == "q" else torch.log1p(moments)).mean(-1)
+        step, moments = torch.expm1(gamma_t - gamma_s)[..., None], profile(gamma_t)
+        return gaussian.reverse_kl(step, moments, torch.zeros_like(moments) if variance == "q" else moments).mean(-1)
 
     return cost
 

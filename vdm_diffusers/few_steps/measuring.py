@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 from torch.utils.data import Dataset, Subset
 
 from ..conditioning import Condition
-from ..error_profiles import Basis, ErrorProfile, cosine_axes
+from ..error_profiles import Basis, ErrorProfile, along, check_basis, cosine_axes
 from ..likelihood.per_image import for_each_image, generators
 from ..randomness import counted_generator
 from ..vdm import VDM, evaluating
@@ -43,9 +43,10 @@ def error_profile(
         batch_size, seed, device, processes, description: As [`variational_bound`] takes them.
 
     Raises:
-        `ValueError`: for fewer draws than two a gamma, twice that for principal axes.
+        `ValueError`: for an unknown basis, and for fewer draws than two a gamma, twice that for principal axes.
         `FloatingPointError`: where a residual is not finite, naming the gamma.
     """
+    check_basis(basis)
     num_parts = 2 if basis == "principal" else 1
     needed = MIN_DRAWS * num_parts * len(gammas)
     if num_draws < needed:
@@ -117,7 +118,7 @@ class Residuals:
 
 
 def _principal_axes(residuals: Residuals, draws: Tensor) -> Tensor:
-    """The axes along which residuals, each scaled to length 1, vary independently of each other."""
+    """The axes `(D, D)` along which residuals, each scaled to length 1, are uncorrelated."""
 
     def covariance(values: Tensor, places: Tensor) -> Tensor:
         directions = normalize(values.flatten(1).double())
@@ -131,8 +132,7 @@ def _moments(residuals: Residuals, draws: Tensor, basis: Basis, axes: Tensor | N
 
     def powers(values: Tensor, places: Tensor) -> Tensor:
         """Of each gamma: how many draws there are, and the sums of their squares and of the squares of these."""
-        coordinates = values.flatten(1).double()
-        squares = (coordinates if axes is None else coordinates @ axes.T.to(coordinates)) ** 2
+        squares = along(axes, values.double()) ** 2
         squares = squares.mean(1, keepdim=True) if basis == "isotropic" else squares
         terms = torch.stack([torch.ones_like(squares), squares, squares**2], dim=1)
         return terms.new_zeros(num_gammas, *terms.shape[1:]).index_add_(0, places.to(terms.device), terms)
