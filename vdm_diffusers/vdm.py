@@ -356,11 +356,11 @@ class VDM(nn.Module):
         `½ γ'(t) ||eps - eps_hat||²` in continuous time (section 5), `½ T expm1(γ(t) - γ(s)) ||eps - eps_hat||²` for T steps
         (section 4); with an error profile, [`~gaussian.reverse_kl`] for T steps.
         """
-        error, scale = self._output_error(x, level.gamma, eps, condition)
         if self.error_profile is None:
+            error, scale = self._output_error(x, level.gamma, eps, condition)
             return level.factor * scale**2 * (error**2).flatten(1).sum(1)
         step = 2 / self.num_timesteps * level.factor[:, None]  # expm1(gamma_t - gamma_s)
-        squares = self.error_profile.coordinates(gaussian.expand(scale, error) * error) ** 2
+        squares = self.error_profile.coordinates(self.residual(x, level.gamma, eps, condition)) ** 2
         return self.num_timesteps * gaussian.reverse_kl(step, squares, self.error_profile(level.gamma)).sum(1)
 
     def residual(self, x: Tensor, gamma_t: Tensor, eps: Tensor, condition: Condition | None = None) -> Tensor:

@@ -119,6 +119,13 @@ def test_what_can_not_be_measured_is_refused():
         ErrorProfile(GAMMAS, torch.ones(4, 1), torch.zeros(4, 1), "wavelets")
 
 
+def test_an_unknown_basis_is_refused_before_the_denoiser_is_called():
+    unused = vdm()
+    unused.unet.forward = lambda *args, **kwargs: pytest.fail("called")
+    with pytest.raises(ValueError, match="`basis` is 'wavelets'"):
+        error_profile(unused, Samples(5), GAMMAS, "wavelets", num_draws=20)
+
+
 def test_a_denoiser_that_fails_is_named_by_its_gamma():
     broken = vdm()
     broken.unet.forward = lambda sample, timestep, **kwargs: (torch.full_like(sample, torch.nan),)
