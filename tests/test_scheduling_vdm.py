@@ -67,7 +67,7 @@ def test_steps_equal_those_of_diffusers_on_the_same_chain(prediction_type, clip_
     first = torch.sigmoid(schedule.chain(num_steps)[0]).item()
     kwargs = {"prediction_type": prediction_type, "clip_sample": clip_sample}
     stock_kwargs = kwargs | {"num_train_timesteps": num_steps + 1, "trained_betas": [first, *betas]}
-    ours = VDMScheduler.from_noise_schedule(schedule, **kwargs)
+    ours = VDMScheduler.from_noise_schedule(schedule, spacing="time", **kwargs)
     ours.set_timesteps(num_steps)
     ddpm, ddim = DDPMScheduler(**stock_kwargs), DDIMScheduler(**stock_kwargs)
     for scheduler in (ddpm, ddim):
@@ -126,10 +126,15 @@ def test_config_gives_stock_schedulers_the_chain_whose_index_is_the_timestep():
     torch.testing.assert_close(-log_snr, -10.0 + 15.0 * index.double() / 1000, rtol=0, atol=2e-2)
 
 
-def test_timesteps_are_affine_in_gamma_and_fall_from_its_end():
-    scheduler = VDMScheduler.from_noise_schedule(CosineSchedule())
+@pytest.mark.parametrize(
+    "spacing, chain",
+    [("time", CosineSchedule().double().chain), (None, lambda steps: torch.linspace(-13.3, 5, steps + 1).double())],
+)
+def test_timesteps_are_affine_in_gamma_and_fall_from_its_end(spacing, chain):
+    """A VDM's at equal distances of gamma unless those of time are asked for."""
+    scheduler = VDMScheduler.from_noise_schedule(CosineSchedule(), spacing=spacing)
     scheduler.set_timesteps(10)
-    gamma = CosineSchedule().double().chain(10).flip(0)[:-1]
+    gamma = chain(10).flip(0)[:-1]
     torch.testing.assert_close(scheduler.timesteps.double(), 1000 * (gamma + 13.3) / 18.3, rtol=0, atol=1e-2)
     assert scheduler.timesteps[0] == 1000
 

@@ -166,11 +166,17 @@ def save_loss_profiles(profiles: dict[str, dict[str, list[float]]], path: Path) 
     _save(figure, path)
 
 
-def save_chains(gammas: list[float], errors: list[float], chains: Mapping[str, list[float]], path: Path) -> None:
-    """Plot a denoiser's mean squared error over gamma, and under it the gammas of chains by their names, a row each."""
+def save_chains(
+    gammas: list[float],
+    errors: list[float],
+    chains: Mapping[str, list[float]],
+    path: Path,
+    label: str = r"$E(\epsilon - \hat\epsilon)^2$",
+) -> None:
+    """Plot errors over gamma, by default a denoiser's, and under them the gammas of chains by their names, a row each."""
     figure, (above, below) = _subplots(2, 1, figsize=(8, 3 + 0.25 * len(chains)))
     above.plot(gammas, errors)
-    above.set(ylabel=r"$E(\epsilon - \hat\epsilon)^2$", yscale="log", xlim=(gammas[0], gammas[-1]))
+    above.set(ylabel=label, yscale="log", xlim=(gammas[0], gammas[-1]))
     for row, chain in enumerate(chains.values()):
         below.plot(chain, [row] * len(chain), "|", markersize=8)
     below.set(xlabel=r"$\gamma$", xlim=(gammas[0], gammas[-1]), ylim=(len(chains) - 0.5, -0.5))

@@ -38,6 +38,7 @@ from .precision import compute_dtype
 from .probability_flow.likelihood import log_likelihood
 from .probability_flow.ode import integrate
 from .scheduling import identity as scheduler_checks
+from .scheduling.any_timesteps import kept_timesteps, with_timesteps
 from .scheduling.identity import check_description, check_scheduler
 from .scheduling_vdm import VDMScheduler
 from .vdm import VDM, evaluating
@@ -146,10 +147,11 @@ class VDMPipeline(PlainConfigMixin, DiffusionPipeline):
                 Scale of classifier-free guidance, enabled when it differs from 1: the denoiser's output for the null condition
                 (the null class, and zeros for other numbers), plus this multiple of the difference that the condition makes.
             num_inference_steps (`int`, *optional*, defaults to 250):
-                The number of denoising steps.
+                The number of denoising steps. Where the scheduler's configuration keeps `few_step_timesteps` for that number,
+                they are taken.
             timesteps (`list[float]` or `torch.Tensor`, *optional*):
-                The timesteps themselves, decreasing, in the place of a number, for schedulers that take them: those of a
-                [`VDMScheduler`], or for others the nearest indices of their chain.
+                The timesteps themselves, decreasing, in the place of a number: those of a [`VDMScheduler`], or for others the
+                nearest indices of their chain. Schedulers that step otherwise than from one to the next refuse them.
             eta (`float`, *optional*):
                 Share of fresh noise, 0 being deterministic, for schedulers with such an argument. Defaults to theirs.
             generator (`torch.Generator` or `list[torch.Generator]`, *optional*):
@@ -445,13 +447,11 @@ class VDMPipeline(PlainConfigMixin, DiffusionPipeline):
     def _set_timesteps(
         self, num_inference_steps: int, timesteps: Sequence[float] | Tensor | None, device: torch.device
     ) -> None:
+        if timesteps is None and not isinstance(self.scheduler, VDMScheduler):
+            timesteps = kept_timesteps(self.scheduler, num_inference_steps)
         if timesteps is None:
             self.scheduler.set_timesteps(num_inference_steps, device=device)
             return
-        if "timesteps" not in inspect.signature(self.scheduler.set_timesteps).parameters:
-            raise ValueError(
-                f"{type(self.scheduler).__name__} takes no `timesteps`: give `num_inference_steps`, or another scheduler."
-            )
         try:
             timesteps = torch.as_tensor(timesteps)
         except (TypeError, ValueError, RuntimeError):
@@ -459,6 +459,7 @@ class VDMPipeline(PlainConfigMixin, DiffusionPipeline):
         if not isinstance(self.scheduler, VDMScheduler):  # the nearest indices of its chain, each once
             last = self.scheduler.config.num_train_timesteps - 1
             timesteps = timesteps.round().long().clamp(0, last).unique_consecutive()
+            self.scheduler = with_timesteps(self.scheduler)
         self.scheduler.set_timesteps(timesteps=timesteps.tolist(), device=device)
 
     def _prepare_latents(self, batch_size: int, generator: Generators, latents: Tensor | None, device: torch.device) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 from . import gaussian
 from .guards.plain_config import PlainConfigMixin
 from .noise_schedules import MAX_LENGTH, NoiseSchedule, as_vector
+from .scheduling.any_timesteps import Kept, check_kept, kept_timesteps
 from .scheduling.options import check_options, complete, is_number, is_whole
 from .scheduling.reverse_steps import is_learned
 from .scheduling.visits import Visit, timesteps_of, visits_of
@@ -43,7 +44,8 @@ class VDMScheduler(SchedulerMixin, PlainConfigMixin):
 
     - A VDM is told `num_train_timesteps (gamma - gamma_min) / (gamma_max - gamma_min)`. Its noise schedule, learned or not, is
       part of the configuration as a table (`gammas`, `times`; see [`~VDMScheduler.from_noise_schedule`]), so nothing that
-      copies, saves or loads a scheduler can lose it. `num_inference_steps` gammas lie at equal distances of its time.
+      copies, saves or loads a scheduler can lose it. `num_inference_steps` gammas lie between its end points as `spacing`
+      says.
     - A model trained elsewhere in diffusers is told the index of its β-chain (`beta_schedule` or `trained_betas`):
       `VDMScheduler.from_config(pipe.scheduler.config)`. Without `gammas` the chain itself is visited, at the indices that
       [`~diffusers.DDPMScheduler`] visits. Steps are that scheduler's, or with a given `eta` those of
@@ -71,11 +73,18 @@ class VDMScheduler(SchedulerMixin, PlainConfigMixin):
             index is the timestep.
         rescale_betas_zero_snr (`bool`, defaults to `False`): Rescale the chain so that it ends in pure noise.
         set_alpha_to_one (`bool`, defaults to `True`): End DDIM's steps in `x` itself, as DDPM's do, not in the chain's index 0.
+        spacing (`str`, *optional*):
+            Where a noise schedule is visited: at equal distances of `"gamma"` between its end points, or of its `"time"`. By
+            default a VDM's in gamma, because a schedule that was learned for the bound spends its time at low noise, where
+            images hardly change; one that is given to the model of a β-chain in time.
         timestep_spacing (`str`, defaults to `"linspace"`): Which indices of a chain are visited.
         steps_offset (`int`, defaults to 0): Added to them if the spacing is `"leading"`.
         variance_type (`str`, *optional*, defaults to `"fixed_small"`):
             The variance of ancestral steps, by the names of [`~diffusers.DDPMScheduler`]. With `"learned"` and
             `"learned_range"` the denoiser has twice the channels.
+        few_step_timesteps (`dict`, *optional*):
+            The timesteps to visit for some numbers of steps, by the class of scheduler that they are for:
+            `{"VDMScheduler": {"8": [...]}}`. They are what `python -m vdm_diffusers.few_steps` finds.
 
     Raises:
         `ValueError`: for a value that its option can't have, a table that does not increase, a β outside (0, 1), and from
@@ -111,8 +120,11 @@ class VDMScheduler(SchedulerMixin, PlainConfigMixin):
         timestep_spacing: str = "linspace",
         steps_offset: int = 0,
         variance_type: str | None = "fixed_small",
+        spacing: str | None = None,
+        few_step_timesteps: Kept | None = None,
     ):
         check_options(self.config)
+        check_kept(few_step_timesteps)
         config = dict(self.config)
         if trained_betas is not None:
             config["trained_betas"] = as_vector("trained_betas", trained_betas).tolist()
@@ -175,6 +187,11 @@ class VDMScheduler(SchedulerMixin, PlainConfigMixin):
         return self._visits.gamma_ddpm if self._last_eta is None else self._visits.gamma_ddim
 
     @property
+    def timestep_range(self) -> tuple[float, float]:
+        """The lowest and the highest timestep that can be visited."""
+        return self._visits.range
+
+    @property
     def timesteps(self) -> Tensor:
         """What the denoiser is told before each step, `(num_inference_steps,)`, decreasing.
 
@@ -216,7 +233,7 @@ class VDMScheduler(SchedulerMixin, PlainConfigMixin):
         Set the discrete timesteps to be used for the chain, before sampling.
 
         Args:
-            num_inference_steps (`int`, *optional*): The number of steps.
+            num_inference_steps (`int`, *optional*): The number of steps, whose `few_step_timesteps` are taken if there are any.
             device (`str` or `torch.device`, *optional*): Where to put `timesteps`.
             timesteps (`list[float]`, *optional*):
                 The timesteps themselves, decreasing, in the place of a number: indices of the chain, or fractional where a
@@ -224,6 +241,8 @@ class VDMScheduler(SchedulerMixin, PlainConfigMixin):
         """
         if (num_inference_steps is None) == (timesteps is None):
             raise ValueError("Give either `num_inference_steps` or `timesteps`.")
+        if timesteps is None and is_whole(num_inference_steps):
+            timesteps = kept_timesteps(self, num_inference_steps)
         if timesteps is not None:
             given = as_vector("timesteps", timesteps)
             self._visits.check(given)

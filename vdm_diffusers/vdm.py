@@ -387,7 +387,7 @@ class VDM(nn.Module):
     def to_scheduler(self) -> VDMScheduler:
         """A scheduler with the present state of the noise schedule."""
         return VDMScheduler.from_noise_schedule(
-            self.noise_schedule, prediction_type=self.prediction_type, **self.timestep_map.config
+            self.noise_schedule, prediction_type=self.prediction_type, spacing="gamma", **self.timestep_map.config
         )
 
     def to_pipeline(self) -> "VDMPipeline":

@@ -2,7 +2,7 @@
 
 import reprlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -138,7 +138,7 @@ class ChainVisits(Visits):
 
 
 class ScheduleVisits(Visits):
-    """A noise schedule, at equal distances of its time; its last step leads to its `gamma(0)`."""
+    """A noise schedule, at equal distances of gamma or of its time; its last step leads to its `gamma(0)`."""
 
     def __init__(self, timestep_map: TimestepMap, noise_schedule: TableSchedule):
         self.timestep_map, self.noise_schedule = timestep_map, noise_schedule
@@ -150,7 +150,8 @@ class ScheduleVisits(Visits):
         return {name: list(self.noise_schedule.config[name]) for name in ("gammas", "times")}
 
     def spaced(self, num_steps: int, config: Mapping[str, object]) -> Steps:
-        gammas = self.noise_schedule.chain(num_steps).flip(0)
+        spacing = config["spacing"] or ("time" if isinstance(self.timestep_map, ChainTimesteps) else "gamma")
+        gammas = SCHEDULE_SPACINGS[spacing](self.noise_schedule, num_steps).flip(0)
         return Steps(self.timestep_map(gammas[:-1]).float(), gammas[:-1], gammas[1:], gammas[1:])
 
     def between(self, timesteps: Tensor, stride: int | None) -> Steps:
@@ -158,6 +159,18 @@ class ScheduleVisits(Visits):
         gammas = self.timestep_map.inverse(timesteps).clamp(knots[0], knots[-1])
         gammas_next = _before(gammas, self.gamma_ddpm)
         return Steps(timesteps.float(), gammas, gammas_next, gammas_next)
+
+
+def _even_gammas(noise_schedule: TableSchedule, num_steps: int) -> Tensor:
+    first, last = noise_schedule.knot_gammas[[0, -1]]
+    return torch.lerp(first, last, torch.linspace(0, 1, num_steps + 1, dtype=first.dtype, device=first.device))
+
+
+SCHEDULE_SPACINGS: dict[str, Callable[[TableSchedule, int], Tensor]] = {
+    "gamma": _even_gammas,
+    "time": TableSchedule.chain,
+}
+"""`(noise_schedule, num_steps) -> gammas`, increasing, `(num_steps + 1,)`: at equal distances of which."""
 
 
 def timesteps_of(config: Mapping[str, object]) -> tuple[TimestepMap, Tensor]:

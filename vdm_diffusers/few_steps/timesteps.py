@@ -1,0 +1,200 @@
+"""The timesteps with which few steps of a sampler come nearest to many, found without images and without training.
+
+1. A fine trajectory of the model, without fresh noise, tells the local error of one step between any two of its points.
+2. Dynamic programming finds the chains whose local errors add up to least.
+3. The best of these, and of the sampler's own timesteps, is reshaped such that its samples come nearest to the fine sampler's.
+4. Other seeds decide which is kept.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from diffusers import SchedulerMixin
+from scipy.optimize import minimize
+from torch import Tensor
+
+from ..scheduling_vdm import VDMScheduler
+from .chains import best_chain
+from .distances import Distance, energy_distance, squared_distance
+from .sampling import Sampler
+from .trajectories import local_errors
+
+
+TEACHER_STEPS = 60
+SEEDS, SEEDS_OF_SETS = 24, 96
+"""Images that are compared one by one, and as sets."""
+
+POWERS = (1, 2)
+"""Of the local errors that add up."""
+
+NUM_SHAPES = 3
+"""Degree of the polynomial by which timesteps are reshaped."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """
+    Timesteps, and how far what they sample is from the fine sampler, on seeds that nothing was searched with.
+
+    Attributes:
+        timesteps (`list[float]`): Decreasing.
+        calls (`int`): Of the denoiser, for one image.
+        distance ([`Distance`]): From the fine sampler.
+    """
+
+    timesteps: list[float]
+    calls: int
+    distance: Distance
+
+
+@dataclass(frozen=True)
+class Plan:
+    """
+    How many images are sampled, such that the denoiser is called at most `num_draws` times for one image in all.
+
+    Attributes:
+        is_random (`bool`): Whether the sampler adds fresh noise. Its images can only be compared as sets, which takes more.
+        num_seeds (`int`): Of the search, and as many again to decide.
+        trials (`int`): Times that some timesteps are tried, for each number of steps.
+        calls (`int`): Of the denoiser.
+    """
+
+    is_random: bool
+    num_seeds: int
+    trials: int
+    calls: int
+
+
+def plan(sampler: Sampler, numbers: Sequence[int], num_draws: int) -> Plan:
+    """
+    The plan of a search for some numbers of steps.
+
+    Raises `ValueError` where `num_draws` are too few for any.
+    """
+    two, four = sampler(2, [0]), sampler(4, [0])
+    is_random, calls_a_step = not torch.equal(two.draws, four.draws), -(-four.calls // 4)
+    num_seeds = SEEDS_OF_SETS if is_random else SEEDS
+    fine = TEACHER_STEPS * (calls_a_step * num_seeds + SEEDS if is_random else calls_a_step * 2 * num_seeds)
+    trial = calls_a_step * sum(numbers) * num_seeds
+    least = fine + (len(POWERS) + 3) * trial  # of these one, the sampler's own, and both again to decide
+    if num_draws < least:
+        raise ValueError(f"`num_draws` is {num_draws:,}, but timesteps for {list(numbers)} steps need {least:,}.")
+    trials = (num_draws - fine) // trial - 2
+    return Plan(is_random, num_seeds, trials, fine + (trials + 2) * trial)
+
+
+class Search:
+    """
+    The search for the timesteps of one sampler.
+
+    Args:
+        sampler ([`Sampler`]): The one that few steps are taken with.
+        plan ([`Plan`]): How many images and trials it takes.
+    """
+
+    def __init__(self, sampler: Sampler, plan: Plan):
+        self.sampler, self.plan = sampler, plan
+        self.scale = Scale(sampler.scheduler)
+        self.seeds, self.held_out = range(plan.num_seeds), range(plan.num_seeds, 2 * plan.num_seeds)
+        grid = self.scale.fine_timesteps(TEACHER_STEPS)
+        fine = sampler(grid, self.seeds)
+        self.ends, self.ends_held_out = fine.ends, fine.ends
+        if plan.is_random:
+            fine = sampler.without_noise()(grid, self.seeds[:SEEDS])
+        else:
+            self.ends_held_out = sampler(grid, self.held_out).ends
+        self.points = fine.points()
+        gammas = self.scale.gamma(self.points.timesteps)
+        self.errors = local_errors(self.points, gammas, self.scale.end, self.scale.prediction_type)
+
+    def best(self, num_inference_steps: int) -> tuple[Choice, Choice]:
+        """The sampler's own timesteps for so many steps, and the best ones, which may be the same."""
+        own = self.sampler(num_inference_steps, self.seeds[:1]).points().timesteps
+        choices = {"own": own} | {f"local errors, power {power}": self._chain(num_inference_steps, power) for power in POWERS}
+        distances = {name: self._distance(timesteps) for name, timesteps in choices.items()}
+        name = min(distances, key=distances.get)
+        better = self._reshaped(choices[name], distances[name], self.plan.trials - len(choices))
+        found = [self._decide(timesteps) for timesteps in (own, better)]
+        return found[0], min(found, key=lambda choice: choice.distance.value)
+
+    def _chain(self, num_steps: int, power: float) -> list[float]:
+        """The timesteps whose local errors, to that power, add up to least."""
+        labels = torch.tensor([*self.points.timesteps, -1.0], dtype=torch.float64).flip(0)
+        return self.scale.fit(best_chain(self.errors**power, labels, num_steps)[1:].flip(0))
+
+    def _distance(self, timesteps: Sequence[float]) -> float:
+        return self._compare(self.sampler(timesteps, self.seeds).ends, self.ends).value
+
+    def _decide(self, timesteps: list[float]) -> Choice:
+        sampled = self.sampler(timesteps, self.held_out)
+        return Choice(timesteps, sampled.calls, self._compare(sampled.ends, self.ends_held_out))
+
+    def _compare(self, samples: Tensor, others: Tensor) -> Distance:
+        return (energy_distance if self.plan.is_random else squared_distance)(samples, others)
+
+    def _reshaped(self, timesteps: list[float], distance: float, trials: int) -> list[float]:
+        """The best reshaping of timesteps that so many trials find."""
+        found = [(distance, timesteps)]
+
+        def trial(shape: Tensor) -> float:
+            reshaped = self.scale.reshape(timesteps, shape)
+            found.append((self._distance(reshaped), reshaped))
+            return found[-1][0]
+
+        if trials > 0 and len(timesteps) > 1:
+            simplex = [[0.0] * NUM_SHAPES, *(0.4 * torch.eye(NUM_SHAPES)).tolist()]
+            minimize(trial, simplex[0], method="Nelder-Mead", options={"maxfev": trials, "initial_simplex": simplex})
+        return min(found)[1]
+
+
+class Scale:
+    """The noise levels of a scheduler's timesteps, and which timesteps it takes."""
+
+    def __init__(self, scheduler: SchedulerMixin):
+        model = VDMScheduler.from_config(scheduler.config)
+        self.timestep_map, self.prediction_type = model.timestep_map, model.config.prediction_type
+        self.is_whole = model.noise_schedule is None or not isinstance(scheduler, VDMScheduler)
+        self.end = model.gamma_0
+        self.low, self.high = model.timestep_range
+        if not isinstance(scheduler, VDMScheduler):
+            self.end = torch.tensor(-torch.inf, dtype=torch.float64)
+            self.low, self.high = 0.0, len(model) - 1.0
+        if self.gamma([self.high]).isinf():  # a chain that ends in pure noise
+            self.high -= 1
+
+    def gamma(self, timesteps: Sequence[float]) -> Tensor:
+        """`(n,)`, float64."""
+        return self.timestep_map.inverse(torch.as_tensor(timesteps, dtype=torch.float64))
+
+    def fine_timesteps(self, number: int) -> list[float]:
+        """So many timesteps from the highest on, at equal distances of the mean of a timestep's share and of its gamma's."""
+        every = torch.linspace(self.low, self.high, 10_001, dtype=torch.float64)
+        share = (_share(every) + _share(self.gamma(every))) / 2
+        wanted = torch.linspace(1, 0, number + 1, dtype=torch.float64)[:-1]
+        return self.fit(torch.from_numpy(np.interp(wanted, share, every)))
+
+    def reshape(self, timesteps: Sequence[float], shape: Sequence[float]) -> list[float]:
+        """As many timesteps, their distances in gamma multiplied by the exponential of a polynomial of their place."""
+        gammas = torch.cat([self.gamma(timesteps), self.gamma([self.low])])
+        place = np.linspace(-1, 1, len(timesteps))
+        factors = np.exp(np.polynomial.legendre.legvander(place, len(shape))[:, 1:] @ np.asarray(shape))
+        distances = gammas.diff() * torch.from_numpy(factors)
+        distances = distances * (gammas[-1] - gammas[0]) / distances.sum()
+        return self.fit(self.timestep_map(gammas[0] + torch.cat([distances.new_zeros(1), distances[:-1].cumsum(0)])))
+
+    def fit(self, timesteps: Tensor) -> list[float]:
+        """Timesteps that decrease, as near to given ones as the scheduler takes them."""
+        if not self.is_whole:
+            return timesteps.tolist()
+        whole = timesteps.round().long().clamp(int(self.low), int(self.high)).tolist()
+        for i in range(1, len(whole)):
+            whole[i] = min(whole[i], whole[i - 1] - 1)
+        for i in range(len(whole) - 1, -1, -1):
+            whole[i] = max(whole[i], int(self.low) if i == len(whole) - 1 else whole[i + 1] + 1)
+        return whole
+
+
+def _share(values: Tensor) -> Tensor:
+    return (values - values[0]) / (values[-1] - values[0])
