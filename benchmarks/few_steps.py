@@ -18,7 +18,7 @@ from vdm_diffusers import VDMPipeline, VDMScheduler
 from vdm_diffusers.data import load_images
 from vdm_diffusers.few_steps.distances import energy_distance
 from vdm_diffusers.few_steps.sampling import Sampler
-from vdm_diffusers.few_steps.timesteps import Scale, Search, plan
+from vdm_diffusers.few_steps.timesteps import Scale, Search, plan, probed
 
 
 SAMPLERS = ("VDMScheduler", "DPMSolverMultistepScheduler", "EulerDiscreteScheduler")
@@ -50,7 +50,7 @@ def of_samplers(pipe: VDMPipeline, options: argparse.Namespace) -> dict[str, tup
     for name in options.schedulers:
         scheduler = (VDMScheduler if name == "VDMScheduler" else getattr(diffusers, name)).from_config(config)
         scale, sampler = Scale(scheduler), Sampler(pipe, scheduler, batch_size=256)
-        search = Search(sampler, plan(sampler, options.num_inference_steps, options.num_draws))
+        search = Search(sampler, plan(probed(sampler), options.num_inference_steps, options.num_draws))
         ends = [scale.gamma([timestep]).item() for timestep in (scale.high, scale.low)]
         rows[f"{name}, {MANY} evenly in gamma"] = scheduler, even_in_gamma(scale, ends, MANY)
         for number in options.num_inference_steps:

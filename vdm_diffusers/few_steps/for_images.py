@@ -19,7 +19,7 @@ from ..scheduling.any_timesteps import keep_timesteps
 from ..scheduling_vdm import VDMScheduler
 from .options import FIGURE, RESULT, FewStepsOptions
 from .sampling import Sampler
-from .timesteps import TEACHER_STEPS, Choice, Search, plan
+from .timesteps import TEACHER_STEPS, Choice, Search, plan, probed
 
 
 SAMPLES = "samples.png"
@@ -45,13 +45,15 @@ class ForImages:
         remedy = "Give the folder of a saved pipeline, or its name on the Hub."
         with refused_as(Message("{pretrained_model_name_or_path} {!r} could not be loaded", name), remedy):
             pipeline = DiffusionPipeline.from_pretrained(check_pipeline(name, options.cache_dir))
+        scheduler_class = _scheduler(options.scheduler)
         with refused_as(Message("{pretrained_model_name_or_path} {!r} can't be sampled", name)):
             pipeline = _any_scheduler(pipeline).to(processes.device)
-            scheduler = _scheduler(options.scheduler).from_config(pipeline.scheduler.config)
-            rows = {"prompt": options.prompts, "class_labels": options.class_labels}
-            rows = {key: values for key, values in rows.items() if values}
-            self.sampler = Sampler(pipeline, scheduler, options.arguments, rows, options.batch_size)
-            self.plan = plan(self.sampler, options.num_inference_steps, options.num_draws)
+            scheduler = scheduler_class.from_config(pipeline.scheduler.config)
+            rows = {name: value for name, value in options.arguments.items() if isinstance(value, list)}
+            arguments = {name: value for name, value in options.arguments.items() if name not in rows}
+            self.sampler = Sampler(pipeline, scheduler, arguments, rows, options.batch_size)
+            probe = probed(self.sampler)
+        self.plan = plan(probe, options.num_inference_steps, options.num_draws)
 
     def describe_calls(self) -> str:
         """How often the denoiser is called, in a sentence."""
@@ -72,7 +74,7 @@ class ForImages:
         scheduler.save_pretrained(folder / "scheduler")
         facts = {"objective": "images", "model": options.pretrained_model_name_or_path, "scheduler": options.scheduler}
         facts |= {"distance": "energy" if self.plan.is_random else "mean square", "num_draws": self.plan.calls}
-        facts |= {"prompts": options.prompts, "class_labels": options.class_labels, "call_arguments": options.arguments}
+        facts["call_arguments"] = options.arguments
         (folder / RESULT).write_text(json.dumps(facts | {"results": self._rows()}, indent=2) + "\n")
         self._save_chains(folder / FIGURE)
         self._save_samples(folder / SAMPLES)
@@ -126,5 +128,5 @@ def _any_scheduler(pipeline: DiffusionPipeline) -> DiffusionPipeline:
 def _scheduler(name: str) -> type[SchedulerMixin]:
     found = VDMScheduler if name == "VDMScheduler" else getattr(diffusers, name, None)
     if not (isinstance(found, type) and issubclass(found, SchedulerMixin)):
-        raise ValueError(f"`scheduler` is {name!r}, but must be VDMScheduler or a scheduler of diffusers.")
+        raise ValueError(Message("{scheduler} is {!r}, but must be VDMScheduler or a scheduler of diffusers.", name))
     return found

@@ -41,9 +41,9 @@ class FewStepsOptions(DataOptions):
 
     # For images
     scheduler: str = option("VDMScheduler", "The sampler to find timesteps for, by its name in diffusers.")
-    prompts: list[str] | None = option(None, "Prompts of a pipeline that takes any, in turns.")
-    class_labels: list[int] | None = option(None, "Labels of a pipeline that takes any, in turns.")
-    call_arguments: str = option("{}", 'Further arguments of the pipeline\'s call, as JSON: {"guidance_scale": 5}.')
+    call_arguments: str = option(
+        "{}", 'Of the pipeline, as JSON, lists having an element an image: {"prompt": ["a cat", "a dog"], "guidance_scale": 5}.'
+    )
 
     def __post_init__(self):
         super().__post_init__()

@@ -6,6 +6,7 @@
 4. Other seeds decide which is kept.
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -67,22 +68,41 @@ class Plan:
     calls: int
 
 
-def plan(sampler: Sampler, numbers: Sequence[int], num_draws: int) -> Plan:
+@dataclass(frozen=True)
+class Probe:
+    """
+    What a sampler is like.
+
+    Attributes:
+        is_random (`bool`): Whether its steps add fresh noise.
+        calls_a_step (`int`): Of the denoiser, at most.
+    """
+
+    is_random: bool
+    calls_a_step: int
+
+
+def probed(sampler: Sampler) -> Probe:
+    """What few steps of one image tell of a sampler; `ValueError` for one that takes no timesteps."""
+    copy.deepcopy(sampler.scheduler).set_timesteps(timesteps=Scale(sampler.scheduler).fine_timesteps(2))
+    two, four = sampler(2, [0]), sampler(4, [0])
+    return Probe(not torch.equal(two.draws, four.draws), -(-four.calls // 4))
+
+
+def plan(probe: Probe, numbers: Sequence[int], num_draws: int) -> Plan:
     """
     The plan of a search for some numbers of steps.
 
     Raises `ValueError` where `num_draws` are too few for any.
     """
-    two, four = sampler(2, [0]), sampler(4, [0])
-    is_random, calls_a_step = not torch.equal(two.draws, four.draws), -(-four.calls // 4)
-    num_seeds = SEEDS_OF_SETS if is_random else SEEDS
-    fine = TEACHER_STEPS * (calls_a_step * num_seeds + SEEDS if is_random else calls_a_step * 2 * num_seeds)
+    calls_a_step, num_seeds = probe.calls_a_step, SEEDS_OF_SETS if probe.is_random else SEEDS
+    fine = TEACHER_STEPS * (calls_a_step * num_seeds + SEEDS if probe.is_random else calls_a_step * 2 * num_seeds)
     trial = calls_a_step * sum(numbers) * num_seeds
-    least = fine + (len(POWERS) + 3) * trial  # of these one, the sampler's own, and both again to decide
+    least = fine + (len(POWERS) + 3) * trial  # of these one of the sampler's own, and two to decide
     if num_draws < least:
         raise ValueError(f"`num_draws` is {num_draws:,}, but timesteps for {list(numbers)} steps need {least:,}.")
     trials = (num_draws - fine) // trial - 2
-    return Plan(is_random, num_seeds, trials, fine + (trials + 2) * trial)
+    return Plan(probe.is_random, num_seeds, trials, fine + (trials + 2) * trial)
 
 
 class Search:
@@ -178,6 +198,8 @@ class Scale:
     def reshape(self, timesteps: Sequence[float], shape: Sequence[float]) -> list[float]:
         """As many timesteps, their distances in gamma multiplied by the exponential of a polynomial of their place."""
         gammas = torch.cat([self.gamma(timesteps), self.gamma([self.low])])
+        if gammas[0] == gammas[-1]:
+            return list(timesteps)
         place = np.linspace(-1, 1, len(timesteps))
         factors = np.exp(np.polynomial.legendre.legvander(place, len(shape))[:, 1:] @ np.asarray(shape))
         distances = gammas.diff() * torch.from_numpy(factors)

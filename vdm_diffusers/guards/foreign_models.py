@@ -15,14 +15,18 @@ from typing import Any
 
 import diffusers
 import torch
+import transformers
 from diffusers import ConfigMixin, DiffusionPipeline, ModelMixin
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
+from transformers import FeatureExtractionMixin, ImageProcessingMixin, PreTrainedModel, PreTrainedTokenizerBase
 
 from .loading import refused_as
 
 
 INDEX = "model_index.json"
+PREPARATIONS = (PreTrainedTokenizerBase, ImageProcessingMixin, FeatureExtractionMixin)
+"""Of transformers: what makes inputs of prompts and images."""
 WEIGHTS = (".safetensors", ".bin")
 MAX_TEXT_BYTES = 1 << 25
 """Of a configuration: a table of a million gammas takes less."""
@@ -52,7 +56,7 @@ def check_model(folder: Path) -> None:
         check_component(folder, known_class("diffusers", read_json(folder / ModelMixin.config_name).get("_class_name")))
 
 
-def check_component(folder: Path, cls: type[ConfigMixin]) -> None:
+def check_component(folder: Path, cls: type) -> None:
     """Raise an error unless the files of a component can be read, and its configuration builds what its weights are."""
     if not folder.is_dir():
         raise ValueError(f"There is no folder {folder.name!r} in it.")
@@ -62,17 +66,19 @@ def check_component(folder: Path, cls: type[ConfigMixin]) -> None:
             check_sizes(read_json(path))
         elif path.suffix in WEIGHTS and path.is_file():
             num_weights += path.stat().st_size
-    if issubclass(cls, ModelMixin):
-        build_without_memory(cls, read_json(folder / cls.config_name), num_weights)
+    if issubclass(cls, (ModelMixin, PreTrainedModel)):
+        build_without_memory(cls, read_json(folder / ModelMixin.config_name), num_weights)
 
 
-def known_class(library: Any, name: Any) -> type[ConfigMixin]:
-    """A class of diffusers or of this package that a file names; nothing else is imported."""
-    module = diffusers if library == "diffusers" else getattr(diffusers.pipelines, str(library), None)
+def known_class(library: Any, name: Any) -> type:
+    """A class of diffusers, of transformers or of this package that a file names; nothing else is imported."""
+    libraries = {"diffusers": diffusers, "transformers": transformers}
+    module = libraries.get(str(library), getattr(diffusers.pipelines, str(library), None))
     found = getattr(module, str(name), None) if isinstance(module, ModuleType) else None
-    if not isinstance(found, type) or not issubclass(found, ConfigMixin):
+    if not isinstance(found, type) or not issubclass(found, (ConfigMixin, PreTrainedModel, *PREPARATIONS)):
         raise ValueError(
-            f"It names {name!r} of {library!r}, but only pipelines, models and schedulers of diffusers are loaded."
+            f"It names {name!r} of {library!r}, but only pipelines, models and schedulers of diffusers are loaded, and models"
+            " and tokenizers of transformers."
         )
     return found
 
@@ -99,9 +105,11 @@ def check_sizes(config: Mapping[str, Any]) -> None:
                 raise ValueError(f"`{name}` is {size:.6g}, but at most {limit:,} is possible.")
 
 
-def build_without_memory(cls: type[ModelMixin], config: Mapping[str, Any], max_weights: int) -> ModelMixin:
+def build_without_memory(cls: type[nn.Module], config: Mapping[str, Any], max_weights: int) -> nn.Module:
     """The model of a configuration without weights, on the `meta` device, if it has no more than so many."""
     with weights_limited(max_weights), torch.device("meta"):
+        if issubclass(cls, PreTrainedModel):
+            return cls(cls.config_class.from_dict(dict(config)))
         return cls.from_config(dict(config))
 
 
