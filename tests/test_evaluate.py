@@ -20,6 +20,8 @@ from torch.utils.data import Subset
 from vdm_diffusers import VDM, LearnedMonotoneSchedule, VDMPipeline, VDMUNet2DModel, evaluate
 from vdm_diffusers.data import load_digits, load_images
 from vdm_diffusers.data.streaming import load_image_stream
+from vdm_diffusers.error_profiles import ErrorProfile
+from vdm_diffusers.few_steps import error_profile
 from vdm_diffusers.likelihood import variational_bound
 from vdm_diffusers.likelihood.ddpm_bound import DDPM, ddpm_bound
 from vdm_diffusers.likelihood.ode_likelihood import ode_likelihood
@@ -61,6 +63,29 @@ def test_command_prints_and_writes_what_the_function_returns(tmp_path, capsys):
 
 
 ODE = ["--dtype", "float64", "--tolerance", "0.01", "--estimators", "ode"]
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_optimal_variances_are_those_of_a_profile_that_is_kept_or_measured(tmp_path, capsys, kept):
+    vdm, flags = digits_vdm(), ["--num_timesteps", "5", "--reverse_variance", "optimal", "--num_repeats", "1"]
+    vdm.save_pretrained(tmp_path / "model")
+    gammas = torch.linspace(-8, 5, 60)
+    profile = error_profile(vdm, load_digits().train, gammas, "entries" if kept else "isotropic", 400 if kept else 10_000)
+    if kept:
+        profile.save_pretrained(tmp_path / "profile")
+        flags += ["--error_profile_dir", str(tmp_path / "profile")]
+    (row,) = run(tmp_path / "model", tmp_path, *flags)["results"]
+    expected = variational_bound(digits_model(vdm, profile), load_digits().validation)
+    assert row["bits_per_dim"] == pytest.approx(expected.bits_per_dim, abs=1e-4)
+    assert row["reverse_variance"] == "optimal"
+    assert f"VLB, T = 5, optimal variance, {profile.basis}" in capsys.readouterr().out
+    (with_q,) = run(tmp_path / "model", tmp_path, "--num_timesteps", "5", "--num_repeats", "1")["results"]
+    assert row["bits_per_dim"] < with_q["bits_per_dim"] and with_q["reverse_variance"] == "q"
+
+
+def digits_model(vdm: VDM, profile: ErrorProfile) -> VDM:
+    """The same model in five steps with optimal variances."""
+    return VDM(vdm.unet, vdm.noise_schedule, num_levels=17, num_timesteps=5, error_profile=profile)
 
 
 def test_ode_is_that_of_the_function(tmp_path, capsys):
@@ -130,6 +155,8 @@ def test_processes_and_batches_do_not_matter(tmp_path, num_processes, estimator)
         (["--output_path", "."], "'.' is a folder"),
         (["--figure_path", "loss.foo"], "'loss.foo' ends in '.foo', but a plot is written as one of"),
         (["--figure_path", "loss.png", "--estimators", "ode"], "add `vlb` to `--estimators`"),
+        (["--reverse_variance", "optimal"], "`--reverse_variance optimal` is of discrete steps: give .* `--num_timesteps`"),
+        (["--error_profile_dir", "x"], "is for optimal variances: add `--reverse_variance optimal`"),
         (["--data_dir", "nowhere"], "`--data_dir` 'nowhere' is no folder"),
         (["--split", "test"], "`--split` is 'test', but 'digits' has no choice of it"),
         (["--image_column", "foo"], "`--image_column` is 'foo', but 'digits' has no choice of it"),

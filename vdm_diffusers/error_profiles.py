@@ -2,11 +2,12 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
 import torch
+from huggingface_hub import hf_hub_download
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -63,8 +64,40 @@ class ErrorProfile(FullPrecisionModule):
         return torch.lerp(self.moments[index - 1].log(), self.moments[index].log(), weight).exp().to(gamma.dtype)
 
     def coordinates(self, residual: Tensor) -> Tensor:
-        """Residuals `(B, *shape)` in the coordinates of the moments, `(B, D)`."""
+        """Residuals `(B, *shape)` in the coordinates of the moments, `(B, D)`; `ValueError` for another number of them."""
+        num_dims, expected = residual[0].numel(), self.moments.shape[1]
+        if self.basis != "isotropic" and num_dims != expected:
+            raise ValueError(f"The error profile is one of {expected} dimensions, but the samples have {num_dims}.")
         return along(self.axes, residual)
+
+    def widened(self, noise: Tensor, gamma_s: Tensor, gamma_t: Tensor) -> Tensor:
+        """
+        Noise for the optimal variances of a step: `(B, *shape)`, the variance of its coordinates 1 + d m.
+
+        Args:
+            noise (`Tensor` of shape `(B, *shape)`): Standard normal.
+            gamma_s, gamma_t (`Tensor` of shape `()`): Where the step leads and where it starts; d = expm1(gamma_t - gamma_s).
+        """
+        factors = (1 + torch.expm1(gamma_t - gamma_s) * self(gamma_t)).sqrt().to(noise)
+        wide = self.coordinates(noise) * factors
+        return (wide if self.axes is None else wide @ self.axes.to(noise)).reshape(noise.shape)
+
+    def to_config(self) -> dict[str, object]:
+        """What a configuration holds of it: all of an isotropic one, of others the basis alone, because they may be large."""
+        if self.basis != "isotropic":
+            return {"basis": self.basis}
+        return {"basis": self.basis, "gammas": self.gammas.tolist(), "moments": self.moments[:, 0].tolist()}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, object]) -> "ErrorProfile | None":
+        """The isotropic profile that a configuration holds, or `None` for another; `ValueError` for what is none."""
+        with loading("The `error_profile` of the configuration"):
+            check_basis(config["basis"])
+            if config["basis"] != "isotropic":
+                return None
+            gammas = torch.as_tensor(config["gammas"], dtype=torch.float64)
+            moments = torch.as_tensor(config["moments"], dtype=torch.float64)[:, None]
+            return cls(gammas, moments, torch.full_like(moments, torch.nan))
 
     def mean(self) -> Tensor:
         """The mean over the dimensions, `(G,)`."""
@@ -79,11 +112,22 @@ class ErrorProfile(FullPrecisionModule):
         (folder / DESCRIPTION).write_text(json.dumps({"basis": self.basis}) + "\n")
 
     @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike) -> "ErrorProfile":
-        """Read what [`~ErrorProfile.save_pretrained`] wrote; `OSError` if it is missing, `ValueError` if it is damaged."""
-        with loading(f"The error profile in {str(folder)!r}"):
-            description = json.loads(Path(folder, DESCRIPTION).read_text())
-            return cls(**load_file(Path(folder, TENSORS)), basis=description["basis"])
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike, subfolder: str | None = None, **kwargs
+    ) -> "ErrorProfile":
+        """
+        Read what [`~ErrorProfile.save_pretrained`] wrote, from a folder or the Hub, which gets `kwargs`.
+
+        Raises `OSError` if it is missing, `ValueError` if it is damaged.
+        """
+        name = str(pretrained_model_name_or_path)
+        with loading(f"The error profile in {name!r}"):
+            if Path(name).is_dir():
+                paths = [Path(name, subfolder or "", file) for file in (DESCRIPTION, TENSORS)]
+            else:
+                paths = [Path(hf_hub_download(name, file, subfolder=subfolder, **kwargs)) for file in (DESCRIPTION, TENSORS)]
+            description = json.loads(paths[0].read_text())
+            return cls(**load_file(paths[1]), basis=description["basis"])
 
 
 def check_basis(basis: str) -> None:

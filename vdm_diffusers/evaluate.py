@@ -9,6 +9,7 @@ import json
 import math
 import platform
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ from .data.images import ImageData, load_images
 from .data.matching import check_images
 from .data.options import SHORT_NAMES, DataOptions
 from .denoisers import check_denoiser
+from .error_profiles import ErrorProfile
+from .few_steps import error_profile
 from .figures import check_figure_path, save_loss_profiles
 from .guards.arguments import Count, Draws, Limit, at_least
 from .guards.messages import refuse_if
@@ -37,9 +40,12 @@ from .likelihood.estimators import CONTINUOUS, ESTIMATORS, measurements
 from .pixel_space import can_be_evaluated, load_pixel_pipeline
 from .probability_flow.dequantization import DEQUANTIZATIONS
 from .probability_flow.likelihood import TRACES
+from .vdm import VDM
 
 
 COMMAND = "evaluate.py"
+NUM_GAMMAS = 60
+"""Of an error profile that is measured."""
 POSITIVE = Limit("positive and finite", lambda value: 0 < value < math.inf)
 
 
@@ -55,6 +61,12 @@ class EvaluationOptions(DataOptions):
     max_images: Annotated[int, at_least(2)] | None = option(None, "Only so many images, the first. Default: all.")
     estimators: list[Literal[tuple(ESTIMATORS)]] = option(["vlb"], "Variational bound, likelihood by the ODE, DDPM's bound.")
     num_timesteps: list[Count | Literal[CONTINUOUS]] = option([CONTINUOUS], "Numbers of steps of the bound.")
+    reverse_variance: Literal["q", "optimal"] = option(
+        "q", "Of the steps of the bound: that of q(z_s|z_t, x), or the one that is optimal for this denoiser."
+    )
+    error_profile_dir: str | None = option(
+        None, "Folder of the error profile for that, as the command few_steps writes it. Default: measured on training images."
+    )
     dequantization: Literal[tuple(DEQUANTIZATIONS)] = option("decoder", "How the ODE's latents are drawn and read.")
     num_importance_samples: Draws = option(1, "Draws of that noise for one value of the ODE.")
     trace: Literal[TRACES] = option("rademacher", "The ODE's divergence: by a probe, or exact.")
@@ -78,6 +90,15 @@ class EvaluationOptions(DataOptions):
         refuse_if(
             self.figure_path is not None and "vlb" not in self.estimators,
             "{figure_path} draws the loss of the variational bound: add `vlb` to {estimators}.",
+        )
+        optimal = self.reverse_variance == "optimal"
+        refuse_if(
+            optimal and CONTINUOUS in self.num_timesteps,
+            "{reverse_variance:optimal} is of discrete steps: give numbers of them as {num_timesteps}.",
+        )
+        refuse_if(
+            self.error_profile_dir is not None and not optimal,
+            "{error_profile_dir} is for optimal variances: add {reverse_variance:optimal}.",
         )
         for path in (self.output_path, self.figure_path):
             if path is not None:
@@ -117,7 +138,8 @@ def evaluate(options: EvaluationOptions, processes: PartialState) -> dict:
     pipeline = load_pixel_pipeline(name, options.cache_dir)
     if options.dtype == "float64":
         pipeline.unet.double()
-    data = load_images(num_levels=pipeline.config.get("num_levels", 256), check_train=False, **options.loading())
+    measured = options.reverse_variance == "optimal" and options.error_profile_dir is None
+    data = load_images(num_levels=pipeline.config.get("num_levels", 256), check_train=measured, **options.loading())
     with can_be_evaluated(name):
         check_images(pipeline, data)
         check_denoiser(pipeline.unet, data.shape)
@@ -131,6 +153,7 @@ def evaluate(options: EvaluationOptions, processes: PartialState) -> dict:
         "device": processes.device,
         "processes": processes,
     }
+    profile = _error_profile(options, pipeline, data, shared) if options.reverse_variance == "optimal" else None
     return {
         "model": name,
         "data": _describe(data, options.validation_split),
@@ -140,14 +163,34 @@ def evaluate(options: EvaluationOptions, processes: PartialState) -> dict:
         "seed": options.seed,
         "dtype": options.dtype,
         "versions": _versions(),
-        "results": [row for estimator in options.estimators for row in _rows(estimator, pipeline, options, images, shared)],
+        "results": [
+            row for estimator in options.estimators for row in _rows(estimator, pipeline, options, profile, images, shared)
+        ],
     }
 
 
-def _rows(estimator: str, pipeline: DiffusionPipeline, options: EvaluationOptions, images: Dataset, shared: dict) -> list[dict]:
+def _error_profile(options: EvaluationOptions, pipeline: DiffusionPipeline, data: ImageData, shared: dict) -> ErrorProfile:
+    """The one of a folder, or else an isotropic one, measured on the training images."""
+    if options.error_profile_dir is not None:
+        return ErrorProfile.from_pretrained(options.error_profile_dir).to(shared["device"])
+    settings = {name: value for name, value in shared.items() if name != "num_repeats"}
+    with can_be_evaluated(options.pretrained_model_name_or_path):
+        vdm = VDM.from_pipeline(pipeline).to(shared["device"])
+    gammas = torch.linspace(*(gamma.item() for gamma in vdm.noise_schedule.end_points()), NUM_GAMMAS)
+    return error_profile(vdm, data.train, gammas, description="errors of the denoiser", **settings).to(shared["device"])
+
+
+def _rows(
+    estimator: str,
+    pipeline: DiffusionPipeline,
+    options: EvaluationOptions,
+    profile: ErrorProfile | None,
+    images: Dataset,
+    shared: dict,
+) -> list[dict]:
     """What an estimator measures, as it goes into the JSON; `shared` are the settings of all estimators."""
     with can_be_evaluated(options.pretrained_model_name_or_path):
-        found = measurements(estimator, pipeline, shared["device"], options)
+        found = measurements(estimator, pipeline, shared["device"], Namespace(**vars(options), error_profile=profile))
     return [
         {"estimator": estimator, "name": measurement.name}
         | measurement.settings

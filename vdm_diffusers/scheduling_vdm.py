@@ -1,5 +1,6 @@
 """VDMScheduler: a noise schedule, a timestep map and their reverse steps behind the interface of a diffusers scheduler."""
 
+import os
 import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from . import gaussian
+from .error_profiles import ErrorProfile
 from .guards.plain_config import PlainConfigMixin
 from .noise_schedules import MAX_LENGTH, NoiseSchedule, as_vector
 from .scheduling.any_timesteps import Kept, check_kept, kept_timesteps
@@ -20,6 +22,10 @@ from .scheduling.options import check_options, complete, is_number, is_whole
 from .scheduling.reverse_steps import is_learned
 from .scheduling.visits import Visit, timesteps_of, visits_of
 from .timestep_maps import ChainTimesteps
+
+
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
+"""Of `from_pretrained`, for a file beside the configuration."""
 
 
 @dataclass
@@ -85,6 +91,9 @@ class VDMScheduler(SchedulerMixin, PlainConfigMixin):
         few_step_timesteps (`dict`, *optional*):
             The timesteps to visit for some numbers of steps, by the class of scheduler that they are for:
             `{"VDMScheduler": {"8": [...]}}`. They are what `python -m vdm_diffusers.few_steps` finds.
+        error_profile (`dict`, *optional*):
+            The errors of the denoiser, by which ancestral steps have their optimal variances; see
+            [`~VDMScheduler.set_error_profile`].
 
     Raises:
         `ValueError`: for a value that its option can't have, a table that does not increase, a β outside (0, 1), and from
@@ -122,9 +131,11 @@ class VDMScheduler(SchedulerMixin, PlainConfigMixin):
         variance_type: str | None = "fixed_small",
         spacing: str | None = None,
         few_step_timesteps: Kept | None = None,
+        error_profile: Mapping[str, object] | None = None,
     ):
         check_options(self.config)
         check_kept(few_step_timesteps)
+        self._error_profile = None if error_profile is None else ErrorProfile.from_config(error_profile)
         config = dict(self.config)
         if trained_betas is not None:
             config["trained_betas"] = as_vector("trained_betas", trained_betas).tolist()
@@ -180,6 +191,52 @@ class VDMScheduler(SchedulerMixin, PlainConfigMixin):
         scheduler, unused = super().from_config(config | defaults, return_unused_kwargs=True, **kwargs)
         scheduler.register_to_config(**defaults)
         return (scheduler, unused) if return_unused_kwargs else scheduler
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike | None = None,
+        subfolder: str | None = None,
+        return_unused_kwargs: bool = False,
+        **kwargs,
+    ):
+        """As in diffusers, with the error profile that lies beside the configuration, if there is one."""
+        loaded = super().from_pretrained(pretrained_model_name_or_path, subfolder, return_unused_kwargs, **kwargs)
+        scheduler = loaded[0] if return_unused_kwargs else loaded
+        if scheduler._lacks_profile:
+            of_hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+            scheduler.set_error_profile(ErrorProfile.from_pretrained(pretrained_model_name_or_path, subfolder, **of_hub))
+        return loaded
+
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> None:
+        """As in diffusers, with the error profile beside the configuration where that does not hold all of it."""
+        self._check_profile()
+        if self._error_profile is not None and self._error_profile.basis != "isotropic":
+            self._error_profile.save_pretrained(save_directory)
+        super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+    def set_error_profile(self, error_profile: ErrorProfile | None) -> None:
+        """
+        Give ancestral steps the variances that are optimal for the denoiser: 1 + d m times those of q(z_s|z_t, x), with
+        d = expm1(gamma_t - gamma_s) and the errors m at gamma_t ([Bao et al. 2022](https://arxiv.org/abs/2201.06503)).
+
+        An isotropic profile becomes a part of the configuration. Others lie beside it, where `save_pretrained` and
+        `from_pretrained`, but not `from_config`, carry them. Without a profile variances are q's again. Steps with an `eta`
+        have their own.
+        """
+        self._error_profile = error_profile
+        self.register_to_config(error_profile=None if error_profile is None else error_profile.to_config())
+
+    @property
+    def _lacks_profile(self) -> bool:
+        return self.config.error_profile is not None and self._error_profile is None
+
+    def _check_profile(self) -> None:
+        if self._lacks_profile:
+            raise ValueError(
+                f"The error profile of this scheduler, {self.config.error_profile['basis']!r}, is no part of its configuration:"
+                " give it by `set_error_profile`, which takes `None` for q's variances, or load it by `from_pretrained`."
+            )
 
     @property
     def gamma_0(self) -> Tensor:
@@ -241,6 +298,7 @@ class VDMScheduler(SchedulerMixin, PlainConfigMixin):
         """
         if (num_inference_steps is None) == (timesteps is None):
             raise ValueError("Give either `num_inference_steps` or `timesteps`.")
+        self._check_profile()
         if timesteps is None and is_whole(num_inference_steps):
             timesteps = kept_timesteps(self, num_inference_steps)
         if timesteps is not None:
@@ -337,11 +395,19 @@ class VDMScheduler(SchedulerMixin, PlainConfigMixin):
         if factors.noise:
             noise = randn_tensor(z_t.shape, generator=generator, device=z_t.device, dtype=dtype)
             if variance is None:
+                noise = noise if eta is not None else self._widened(noise, visit, index)
                 z_s = z_s.add_(noise, alpha=factors.noise)
             else:
                 z_s = z_s.addcmul_(noise, factors.learned_noise(config.variance_type, variance.to(dtype)))
         z_s, x = z_s.to(sample.dtype), x.to(sample.dtype)
         return VDMSchedulerOutput(prev_sample=z_s, pred_original_sample=x) if return_dict else (z_s, x)
+
+    def _widened(self, noise: Tensor, visit: Visit, index: int) -> Tensor:
+        """The noise of an ancestral step with its optimal variances, if there are any."""
+        if self._error_profile is None:
+            return noise
+        gamma_s, gamma_t = (gammas[index].to(noise.device) for gammas in (visit.steps.gammas_ddpm, visit.steps.gammas))
+        return self._error_profile.to(noise.device).widened(noise, gamma_s, gamma_t)
 
     def _split(self, model_output: Tensor, sample: Tensor, ancestral: bool) -> tuple[Tensor, Tensor | None]:
         """What a denoiser says of the sample, and of the variance of an ancestral step if it has learned one."""

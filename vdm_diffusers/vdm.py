@@ -402,6 +402,7 @@ class VDM(nn.Module):
         noise_schedule: NoiseSchedule | None = None,
         num_timesteps: int | None = None,
         weighting: str = "elbo",
+        error_profile: ErrorProfile | None = None,
     ) -> "VDM":
         """The model that a pipeline samples, sharing its denoiser.
 
@@ -431,6 +432,7 @@ class VDM(nn.Module):
             weighting=weighting,
             vae=getattr(pipeline, "vae", None),
             class_names=in_order(pipeline.config.get("id2label"), num_classes(pipeline.unet)),
+            error_profile=error_profile,
         )
 
     def save_pretrained(self, save_directory: str | os.PathLike) -> None:

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from vdm_diffusers import VDM, LearnedMonotoneSchedule, TableSchedule, VDMPipeline, VDMUNet2DModel
+from vdm_diffusers import VDM, LearnedMonotoneSchedule, TableSchedule, VDMPipeline, VDMScheduler, VDMUNet2DModel
 from vdm_diffusers.data import load_digits
 from vdm_diffusers.error_profiles import ErrorProfile
 from vdm_diffusers.few_steps.__main__ import main
@@ -47,6 +47,20 @@ def test_what_it_finds_is_better_and_can_be_used(model, tmp_path, capsys, basis)
         visited = []
         pipe(1, timesteps=optimal["timesteps"], callback_on_step_end=lambda p, i, t, k, seen=visited: seen.append(float(t)))
         assert visited == pytest.approx(optimal["timesteps"], abs=1e-3)
+
+
+def test_the_scheduler_that_it_writes_samples_the_model_of_the_bound(model, tmp_path):
+    """The chain with optimal variances, by the number of its steps; a profile that is not isotropic lies beside it."""
+    main(flags(model, tmp_path / "out", "--basis", "entries", "--num_inference_steps", "3"))
+    result, pipe = json.loads((tmp_path / "out" / "few_steps.json").read_text())["results"], VDMPipeline.from_pretrained(model)
+    pipe.scheduler = VDMScheduler.from_pretrained(tmp_path / "out", subfolder="scheduler")
+    pipe.scheduler.set_timesteps(3)
+    assert pipe.scheduler.timesteps.tolist() == pytest.approx(result[2]["timesteps"], abs=1e-3)
+    generator = torch.Generator().manual_seed(0)
+    first = pipe(2, num_inference_steps=3, generator=generator, output_type="latent").images
+    pipe.scheduler.set_error_profile(None)
+    other = pipe(2, num_inference_steps=3, generator=generator.manual_seed(0), output_type="latent").images
+    assert not torch.equal(first, other) and (tmp_path / "out" / "samples.png").exists()
 
 
 def test_a_dry_run_says_what_it_costs_and_writes_nothing(model, tmp_path, capsys):

@@ -13,9 +13,11 @@ from ..denoisers import check_denoiser
 from ..figures import save_chains
 from ..likelihood.estimates import Estimate
 from ..pixel_space import can_be_evaluated, load_pixel_pipeline
+from ..scheduling.any_timesteps import keep_timesteps
 from ..vdm import VDM
 from .measuring import error_profile
-from .options import FIGURE, RESULT, FewStepsOptions
+from .options import FIGURE, RESULT, SAMPLES, SCHEDULER, FewStepsOptions
+from .sampling import Sampler, save_samples
 from .search import Steps, bounds
 
 
@@ -69,7 +71,10 @@ class ForBound:
         )
 
     def save(self) -> None:
-        """Write the profile, the chains as plain lists, with the timesteps that they stand for, and their picture."""
+        """
+        Write the profile, the chains as plain lists, with the timesteps that they stand for, and their picture; a scheduler
+        that samples the best ones with their variances, and a picture of samples.
+        """
         options, folder = self.options, Path(self.options.output_dir)
         self.profile.save_pretrained(folder)
         facts = {"objective": "bound", "model": options.pretrained_model_name_or_path, "data": self.data.name}
@@ -77,12 +82,25 @@ class ForBound:
         facts |= {"num_draws": options.num_draws, "seed": options.seed, "results": [self._row(*each) for each in self.found]}
         (folder / RESULT).write_text(json.dumps(facts, indent=2) + "\n")
         chains = {f"{len(steps.gammas) - 1} steps, {steps.name}": steps.gammas.tolist() for steps, _ in self.found}
+        schedulers = {"q": self.vdm.to_scheduler(), "optimal": self.vdm.to_scheduler()}
+        schedulers["optimal"].set_error_profile(self.profile.cpu())
+        for steps, _ in self.found:
+            if steps.variance == "optimal":
+                keep_timesteps(schedulers["optimal"], self._timesteps(steps))
+        schedulers["optimal"].save_pretrained(folder / SCHEDULER)
+        pipeline = self.vdm.to_pipeline()
+        samplers = {name: Sampler(pipeline, scheduler) for name, scheduler in schedulers.items()}
+        save_samples([(samplers[steps.variance], self._timesteps(steps)) for steps, _ in self.found], folder / SAMPLES)
         save_chains(self.profile.gammas.tolist(), self.profile.mean().tolist(), chains, folder / FIGURE)
 
+    def _timesteps(self, steps: Steps) -> list[float]:
+        """Of a chain, in the order in which a sampler visits them."""
+        gammas = steps.gammas[1:].flip(0).to(self.vdm.noise_schedule.device)
+        return self.vdm.timestep_map(gammas).tolist()
+
     def _row(self, steps: Steps, bound: Estimate) -> dict:
-        timesteps = self.vdm.timestep_map(steps.gammas[1:].flip(0)).tolist()
         row = {"num_inference_steps": len(steps.gammas) - 1, "name": steps.name, "reverse_variance": steps.variance}
-        return row | {"gammas": steps.gammas.tolist(), "timesteps": timesteps} | bound.record()
+        return row | {"gammas": steps.gammas.tolist(), "timesteps": self._timesteps(steps)} | bound.record()
 
     def table(self) -> str:
         """The bounds in Markdown."""

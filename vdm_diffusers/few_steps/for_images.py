@@ -7,7 +7,6 @@ from pathlib import Path
 import diffusers
 from accelerate import PartialState
 from diffusers import DiffusionPipeline, SchedulerMixin
-from diffusers.utils import make_image_grid
 from tqdm import tqdm
 
 from ..figures import save_chains
@@ -17,13 +16,9 @@ from ..guards.messages import Message
 from ..pipeline_vdm import VDMPipeline
 from ..scheduling.any_timesteps import keep_timesteps
 from ..scheduling_vdm import VDMScheduler
-from .options import FIGURE, RESULT, FewStepsOptions
-from .sampling import Sampler
+from .options import FIGURE, RESULT, SAMPLES, SCHEDULER, FewStepsOptions
+from .sampling import Sampler, save_samples
 from .timesteps import TEACHER_STEPS, Choice, Search, plan, probed
-
-
-SAMPLES = "samples.png"
-NUM_PICTURES = 8
 
 
 class ForImages:
@@ -71,7 +66,7 @@ class ForImages:
         scheduler = _scheduler(options.scheduler).from_config(self.sampler.pipeline.scheduler.config)
         for _, best in self.found:
             keep_timesteps(scheduler, best.timesteps)
-        scheduler.save_pretrained(folder / "scheduler")
+        scheduler.save_pretrained(folder / SCHEDULER)
         facts = {"objective": "images", "model": options.pretrained_model_name_or_path, "scheduler": options.scheduler}
         facts |= {"distance": "energy" if self.plan.is_random else "mean square", "num_draws": self.plan.calls}
         facts["call_arguments"] = options.arguments
@@ -98,13 +93,9 @@ class ForImages:
 
     def _save_samples(self, path: Path) -> None:
         """A row of pictures for the fine sampler, and two for each number of steps."""
-        if isinstance(self.sampler.pipeline, VDMPipeline) and not self.sampler.pipeline.has_pictures:
-            return
-        seeds = range(NUM_PICTURES)
         lists = [self.search.scale.fine_timesteps(TEACHER_STEPS)]
         lists += [choice.timesteps for both in self.found for choice in both]
-        pictures = [picture for timesteps in lists for picture in self.sampler.pictures(timesteps, seeds)]
-        make_image_grid(pictures, rows=len(lists), cols=NUM_PICTURES).save(path)
+        save_samples([(self.sampler, timesteps) for timesteps in lists], path)
 
     def table(self) -> str:
         """The distances in Markdown."""

@@ -14,7 +14,7 @@ from ..guards.messages import Message, refuse_if
 from .search import GRID
 
 
-RESULT, FIGURE = "few_steps.json", "few_steps.png"
+RESULT, FIGURE, SAMPLES, SCHEDULER = "few_steps.json", "few_steps.png", "samples.png", "scheduler"
 ISOTROPIC_DRAWS, DRAWS = 10_000, 30_000
 
 

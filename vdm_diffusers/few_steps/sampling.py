@@ -6,15 +6,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
 import PIL.Image
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
+from diffusers.utils import make_image_grid
 from torch import Tensor
 
+from ..pipeline_vdm import VDMPipeline
 from ..scheduling.any_timesteps import KEPT, keep_timesteps, with_timesteps
 from ..scheduling_vdm import VDMScheduler
+
+
+NUM_PICTURES = 8
+"""In a row."""
 
 
 @dataclass
@@ -127,6 +134,11 @@ class Sampler:
             torch.cat([part.outputs for part in parts], dim=1),
         )
 
+    @property
+    def has_pictures(self) -> bool:
+        """Whether the samples can be shown."""
+        return not isinstance(self.pipeline, VDMPipeline) or self.pipeline.has_pictures
+
     def pictures(self, timesteps: Sequence[float] | int, seeds: Sequence[int]) -> list[PIL.Image.Image]:
         """The same as pictures."""
         return self._call(self._set(timesteps), seeds, self._generators(seeds), {"output_type": "pil"}).images
@@ -177,6 +189,13 @@ class Sampler:
         finally:
             self.pipeline.scheduler = scheduler
             self.pipeline.set_progress_bar_config(**bar)
+
+
+def save_samples(rows: Sequence[tuple[Sampler, Sequence[float] | int]], path: Path) -> None:
+    """Write a picture with a row of samples for each sampler and its timesteps, of the same seeds, if they can be shown."""
+    if all(sampler.has_pictures for sampler, _ in rows):
+        pictures = [picture for sampler, timesteps in rows for picture in sampler.pictures(timesteps, range(NUM_PICTURES))]
+        make_image_grid(pictures, rows=len(rows), cols=NUM_PICTURES).save(path)
 
 
 def _turns(values: Sequence | Tensor, seeds: Sequence[int]) -> Sequence | Tensor:

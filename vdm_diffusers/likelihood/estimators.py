@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 
+from ..error_profiles import ErrorProfile
 from ..vdm import VDM
 from .bound import variational_bound
 from .ddpm_bound import DDPM, ddpm_bound
@@ -43,13 +44,23 @@ def measurements(estimator: str, pipeline: DiffusionPipeline, device: torch.devi
     return list(function(pipeline, device, **{name: getattr(options, name) for name in names}))
 
 
-def vlb(pipeline: DiffusionPipeline, device: torch.device, num_timesteps: Sequence[int | str]) -> Iterator[Measurement]:
-    """The variational bound in discrete time, for each of these numbers of steps, or in continuous time."""
+def vlb(
+    pipeline: DiffusionPipeline,
+    device: torch.device,
+    num_timesteps: Sequence[int | str],
+    error_profile: ErrorProfile | None,
+) -> Iterator[Measurement]:
+    """The variational bound in discrete time, for each of these numbers of steps, or in continuous time.
+
+    The variances of the reverse steps are q's, or with an error profile the optimal ones, which need discrete time.
+    """
+    variance = "q" if error_profile is None else "optimal"
     for steps in num_timesteps:
         steps = None if steps == CONTINUOUS else steps
-        vdm = VDM.from_pipeline(pipeline, num_timesteps=steps).to(device)
+        vdm = VDM.from_pipeline(pipeline, num_timesteps=steps, error_profile=error_profile).to(device)
         name = "VLB, " + ("continuous time" if steps is None else f"T = {steps}")
-        yield Measurement(name, {"num_timesteps": steps}, partial(variational_bound, vdm))
+        name += "" if error_profile is None else f", optimal variance, {error_profile.basis}"
+        yield Measurement(name, {"num_timesteps": steps, "reverse_variance": variance}, partial(variational_bound, vdm))
 
 
 def ode(
