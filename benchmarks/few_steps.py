@@ -25,9 +25,6 @@ SAMPLERS = ("VDMScheduler", "DPMSolverMultistepScheduler", "EulerDiscreteSchedul
 MANY = 50
 """Steps that few are compared with."""
 
-POWERS = (0.5, 0.7, 1.4, 2.0)
-"""Timesteps u^p and 1 - (1 - u)^p of the way, u even: denser at noise or at data, or in the middle of neither."""
-
 
 def sample(pipe: VDMPipeline, timesteps: list[float] | int, num_images: int, seed: int) -> Tensor:
     """Images in [0, 1], `(num_images, D)`."""
@@ -71,7 +68,7 @@ def of_spacings(pipe: VDMPipeline, options: argparse.Namespace) -> dict[str, tup
         u = torch.linspace(1, 0, number + 1, dtype=torch.float64)[:-1]
         rows[f"{number}, the default"] = scheduler, number
         rows[f"{number}, evenly in time"] = timely, number
-        for power in POWERS:
+        for power in options.powers:
             rows[f"{number}, u^{power:g}"] = scheduler, (low + (high - low) * u**power).tolist()
             rows[f"{number}, 1 - (1 - u)^{power:g}"] = scheduler, (high - (high - low) * (1 - u) ** power).tolist()
     return rows
@@ -103,6 +100,10 @@ def main() -> None:
     parser.add_argument("--num_inference_steps", type=int, nargs="+", default=[5, 10])
     parser.add_argument("--schedulers", nargs="+", default=list(SAMPLERS))
     parser.add_argument("--spacings", action="store_true", help="Compare spacings of ancestral sampling of a VDM instead.")
+    parser.add_argument(
+        "--powers", type=float, nargs="+", default=[0.5, 0.7, 1.4, 2.0],
+        help="Spacings u^p and 1 - (1 - u)^p of the way from least to most noise, u even.",
+    )  # fmt: skip
     parser.add_argument("--num_images", type=int, default=1000, help="Of each row.")
     parser.add_argument("--num_held_out", type=int, default=2000, help="At most.")
     parser.add_argument("--num_draws", type=int, default=30_000, help="Denoiser calls of a search.")

@@ -6,7 +6,7 @@ python benchmarks/samplers.py --model vdm-digits
 import argparse
 import json
 import statistics
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import diffusers
 import torch
@@ -16,36 +16,37 @@ from torch.utils.data import Dataset
 
 from vdm_diffusers import VDMPipeline, VDMScheduler
 from vdm_diffusers.data import load_digits
+from vdm_diffusers.few_steps.distances import energy_distance
 
 
 class Sampler(NamedTuple):
-    """A scheduler, its usual number of steps, its options, and which gammas it visits where that is not its own choice:
-    those at equal distances of the learned schedule's time, or of gamma itself.
+    """A scheduler, its usual number of steps, its options, and whether it visits the gammas at equal distances of the learned
+    schedule's time instead of its own.
     """
 
     scheduler: str
     num_steps: int
     options: dict[str, object] = {}
-    equidistant_in: Literal["time", "gamma"] | None = None
+    evenly_in_time: bool = False
 
 
-REFERENCE = "VDMScheduler"
+REFERENCE = "VDMScheduler, 1000 steps, evenly in time"
 SAMPLERS = {
-    REFERENCE: Sampler("VDMScheduler", 1000),
+    REFERENCE: Sampler("VDMScheduler", 1000, {"spacing": "time"}),
+    "VDMScheduler, 100 steps, evenly in time": Sampler("VDMScheduler", 100, {"spacing": "time"}),
     "VDMScheduler, 100 steps": Sampler("VDMScheduler", 100),
-    "VDMScheduler, 100 steps, equidistant in gamma": Sampler("VDMScheduler", 100, equidistant_in="gamma"),
+    "VDMScheduler, eta 0, evenly in time": Sampler("VDMScheduler", 50, {"eta": 0.0, "spacing": "time"}),
     "VDMScheduler, eta 0": Sampler("VDMScheduler", 50, {"eta": 0.0}),
-    "VDMScheduler, eta 0, equidistant in gamma": Sampler("VDMScheduler", 50, {"eta": 0.0}, "gamma"),
     "DDPM": Sampler("DDPMScheduler", 1000),
     "DDIM": Sampler("DDIMScheduler", 50),
     "PNDM": Sampler("PNDMScheduler", 50),
     "LMS": Sampler("LMSDiscreteScheduler", 50),
     "Euler": Sampler("EulerDiscreteScheduler", 50),
-    "Euler, equidistant in time": Sampler("EulerDiscreteScheduler", 50, equidistant_in="time"),
+    "Euler, evenly in time": Sampler("EulerDiscreteScheduler", 50, evenly_in_time=True),
     "Euler ancestral": Sampler("EulerAncestralDiscreteScheduler", 50),
     "Heun": Sampler("HeunDiscreteScheduler", 25),
     "DPM-Solver++ multi-step": Sampler("DPMSolverMultistepScheduler", 20),
-    "DPM-Solver++ multi-step, equidistant in time": Sampler("DPMSolverMultistepScheduler", 20, equidistant_in="time"),
+    "DPM-Solver++ multi-step, evenly in time": Sampler("DPMSolverMultistepScheduler", 20, evenly_in_time=True),
     "DPM-Solver++ single-step": Sampler("DPMSolverSinglestepScheduler", 20),
     "DPM-Solver++ SDE": Sampler("DPMSolverMultistepScheduler", 50, {"algorithm_type": "sde-dpmsolver++"}),
     "DPM-Solver SDE (torchsde)": Sampler("DPMSolverSDEScheduler", 25),
@@ -56,25 +57,14 @@ SAMPLERS = {
 }
 
 
-def energy_distance(x: Tensor, y: Tensor) -> float:
-    """`2 E|X - Y| - E|X - X'| - E|Y - Y'|` without bias, for samples `(n, D)` and `(m, D)`: 0 for one distribution."""
-
-    def within(points: Tensor) -> Tensor:
-        return torch.cdist(points, points).sum() / (len(points) * (len(points) - 1))
-
-    return (2 * torch.cdist(x, y).mean() - within(x) - within(y)).item()
-
-
 def sample(pipe: VDMPipeline, config: dict, sampler: Sampler, num_images: int, seed: int) -> Tensor:
     """Images in [0, 1], `(num_images, D)`, of the model whose VDMScheduler has that configuration."""
-    timesteps, options = None, sampler.options
-    if sampler.equidistant_in == "gamma":
-        options = options | {"gammas": [config["gammas"][0], config["gammas"][-1]], "times": None}
-    elif sampler.equidistant_in == "time":
-        scheduler = VDMScheduler.from_config(config)
+    timesteps = None
+    if sampler.evenly_in_time:
+        scheduler = VDMScheduler.from_config(config, spacing="time")
         scheduler.set_timesteps(sampler.num_steps)
         timesteps = scheduler.timesteps
-    pipe.scheduler = getattr(diffusers, sampler.scheduler).from_config(config, **options)
+    pipe.scheduler = getattr(diffusers, sampler.scheduler).from_config(config, **sampler.options)
     torch.manual_seed(seed)  # for samplers that take no generator
     generator = torch.Generator().manual_seed(seed)
     kwargs = {"num_inference_steps": sampler.num_steps, "timesteps": timesteps, "generator": generator}
@@ -99,12 +89,12 @@ def measure(options: argparse.Namespace) -> dict:
             continue
         sampler = sampler._replace(num_steps=min(sampler.num_steps, options.max_steps))
         images = [sample(pipe, config, sampler, options.num_images, seed) for seed in range(options.repeats)]
-        values = [energy_distance(repeat, held_out) for repeat in images]
+        values = [energy_distance(repeat, held_out).value for repeat in images]
         row = {"sampler": name, "steps": sampler.num_steps, "energy_distance": statistics.mean(values)}
         row["standard_error"] = statistics.stdev(values) / len(values) ** 0.5
         row["ratio"] = row["energy_distance"] / (rows or [row])[0]["energy_distance"]
         rows.append(row)
-    return {"options": vars(options), "training_images": energy_distance(train, held_out), "samplers": rows}
+    return {"options": vars(options), "training_images": energy_distance(train, held_out).value, "samplers": rows}
 
 
 def table(result: dict) -> str:
