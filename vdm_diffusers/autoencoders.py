@@ -59,13 +59,13 @@ def scale_to_unit(images: Tensor, num_levels: int) -> Tensor:
 
 
 @torch.no_grad()
-def encode(vae: ModelMixin, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+def encode(vae: ModelMixin, x: Tensor, generator: torch.Generator | list[torch.Generator] | None = None) -> Tensor:
     """Latents, `(B, c, h, w)`, shifted and scaled as the autoencoder's configuration says; a draw where it has a distribution.
 
     Args:
         vae ([`AutoencoderKL`], [`VQModel`], [`AutoencoderTiny`], [`AutoencoderDC`], ...): It is moved to the images' device.
         x (`Tensor` of shape `(B, C, H, W)`): Images in [-1, 1].
-        generator (`torch.Generator`, *optional*): Source of the draw; defaults to the global one.
+        generator (`torch.Generator` or a list of them, one an image, *optional*): Of the draw; defaults to the global one.
     """
     with _safe_precision(vae.to(x.device)):
         output = vae.encode(x.to(compute_dtype(vae)))

@@ -231,13 +231,13 @@ class VDM(nn.Module):
         """The unit of the bound: bits for integer images, nats for real-valued data, per dimension."""
         return BITS_PER_DIM if self.num_levels is not None and self.vae is None else NATS_PER_DIM
 
-    def scale(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def scale(self, images: Tensor, generator: torch.Generator | list[torch.Generator] | None = None) -> Tensor:
         """
         The data x that is diffused, `(B, C, *size)`, in float32 at least.
 
         Integer images are taken to (-1, 1), the midpoints of `num_levels` bins: `x = 2 (v + ½) / num_levels - 1`; with an
-        autoencoder, to a draw of their latents by `generator`. Real-valued data stay as they are, in a model of such
-        data.
+        autoencoder, to a draw of their latents by `generator`, or by one for each image. Real-valued data stay as they are, in
+        a model of such data.
 
         Raises `TypeError` for images of another type and `ValueError` for values outside; of a type that can hold no others,
         such as uint8 for 256 levels, the values are not looked at.

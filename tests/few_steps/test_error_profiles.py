@@ -1,5 +1,7 @@
 """Error profiles: measured against the closed form, independent of batches and processes, saved and loaded."""
 
+from itertools import count, islice
+
 import pytest
 import torch
 from accelerate import PartialState
@@ -7,7 +9,8 @@ from gaussian_model import COVARIANCE, MEAN, GaussianDenoiser, epsilon_error
 from processes import Ranks
 from scipy.fft import dctn
 from test_chains import along_axes, entries
-from torch.utils.data import Dataset
+from tiny_pipelines import unet, vae
+from torch.utils.data import Dataset, IterableDataset
 
 from vdm_diffusers import VDM, LinearSchedule
 from vdm_diffusers.error_profiles import ErrorProfile, cosine_axes
@@ -131,3 +134,28 @@ def test_a_denoiser_that_fails_is_named_by_its_gamma():
     broken.unet.forward = lambda sample, timestep, **kwargs: (torch.full_like(sample, torch.nan),)
     with pytest.raises(FloatingPointError, match="The denoiser's output is not finite at gamma -6"):
         error_profile(broken, Samples(5), GAMMAS, num_draws=20, batch_size=1)
+
+
+class Stream(IterableDataset):
+    """Without end."""
+
+    def __iter__(self):
+        return ({"images": Samples(50).x[index % 50]} for index in count())
+
+
+def test_of_a_stream_as_many_are_taken_as_there_are_draws():
+    expected = error_profile(vdm(), list(islice(Stream(), 40)), GAMMAS, num_draws=40)
+    found = error_profile(vdm(), Stream(), GAMMAS, num_draws=40)
+    assert torch.equal(found.moments, expected.moments)
+
+
+def test_latents_are_drawn_by_the_seed_alone():
+    torch.manual_seed(0)
+    model = VDM(unet(4, 4), LinearSchedule(-6.0, 4.0), vae=vae())
+    images = [{"images": torch.randint(0, 256, (3, 16, 16), dtype=torch.uint8)} for _ in range(5)]
+    state = torch.get_rng_state()
+    found = [error_profile(model, images, GAMMAS, num_draws=24, batch_size=size, seed=1) for size in (3, 24)]
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.testing.assert_close(found[0].moments, found[1].moments, rtol=1e-4, atol=1e-5)
+    other = error_profile(model, images, GAMMAS, num_draws=24, seed=2)
+    assert not torch.allclose(found[0].moments, other.moments, rtol=1e-3)

@@ -1,13 +1,14 @@
 """Measures the error profile of a frozen denoiser on a data set."""
 
 from collections.abc import Callable
+from itertools import islice
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import Tensor
 from torch.nn.functional import normalize
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Dataset, IterableDataset, Subset
 
 from ..conditioning import Condition
 from ..error_profiles import Basis, ErrorProfile, along, check_basis, cosine_axes
@@ -36,7 +37,8 @@ def error_profile(
 
     Args:
         vdm ([`VDM`]): On `device`; it is evaluated without dropout and left in the mode in which it was.
-        dataset (`Dataset`): Items as [`ImageDataset`] has them; those of training, if bounds are to be reported on others.
+        dataset (`Dataset` or `IterableDataset`): Items as [`ImageDataset`] has them; those of training, if bounds are to be
+            reported on others. Of a stream the first `num_draws` are taken, and held in memory.
         gammas (`Tensor` of shape `(G,)`): Increasing.
         basis (`str`): One of `Basis`.
         num_draws (`int`, defaults to 10,000): Denoiser calls for one image, at least two a gamma.
@@ -51,6 +53,8 @@ def error_profile(
     needed = MIN_DRAWS * num_parts * len(gammas)
     if num_draws < needed:
         raise ValueError(f"`num_draws` is {num_draws}, but {len(gammas)} gammas in the basis {basis!r} need {needed}.")
+    if isinstance(dataset, IterableDataset):
+        dataset = list(islice(dataset, num_draws))
     residuals = Residuals(vdm, dataset, gammas, seed, batch_size, device, processes, description)
     *before, draws = torch.arange(num_draws).tensor_split(num_parts)
     axes = None
@@ -84,7 +88,7 @@ class Residuals:
     ):
         self.vdm, self.dataset, self.gammas, self.seed = vdm, dataset, gammas.cpu().double(), seed
         self.batch_size, self.device, self.processes, self.description = batch_size, device, processes, description
-        self.shape = vdm.scale(dataset[0]["images"][None].to(device)).shape[1:]
+        self.shape = vdm.scale(dataset[0]["images"][None].to(device), torch.Generator()).shape[1:]
 
     def sum(self, draws: Tensor, function: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """The sum over batches of `function(residuals (B, *shape), places of their gammas (B,))`, float64 on the CPU."""
@@ -101,8 +105,9 @@ class Residuals:
         return torch.stack(gather_object([total])).sum(0) if self.processes is not None else total
 
     def _residuals(self, images: Tensor, condition: Condition, draws: Tensor, places: Tensor) -> Tensor:
-        x = self.vdm.scale(images)
-        noise = torch.stack([torch.randn(self.shape, generator=source) for source in generators(self.seed, draws)])
+        sources = generators(self.seed, draws)
+        noise = torch.stack([torch.randn(self.shape, generator=source) for source in sources])
+        x = self.vdm.scale(images, sources)
         with evaluating(self.vdm):
             residuals = self.vdm.residual(x, self.gammas[places].to(x), noise.to(x), condition)
         if not (finite := residuals.flatten(1).isfinite().all(1).cpu()).all():
