@@ -121,6 +121,8 @@ def test_too_few_calls_are_refused_with_the_number_that_is_needed():
     sampler = Sampler(pipe, EulerDiscreteScheduler.from_config(pipe.scheduler.config))
     with pytest.raises(ValueError, match=r"`num_draws` is 100, but timesteps for \[5\] steps need (\d|,)+\."):
         plan(probed(sampler), [5], 100)
+    with pytest.raises(ValueError, match="`num_inference_steps` is 60, but few steps are compared with 60"):
+        plan(probed(sampler), [5, 60], 10**9)
 
 
 SCALES = {

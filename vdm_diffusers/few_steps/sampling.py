@@ -34,7 +34,8 @@ class Trajectories:
         calls (`int`): Of the denoiser, for one image.
         draws (`Tensor`): The state in which the first image's generator was left: the same unless the number of draws differs.
         timesteps (`list[float]`): Those of its steps.
-        latents, outputs (`Tensor` of shape `(N, B, *shape)`): `z_t` as the denoiser got it, and its output, guided.
+        latents, outputs (`Tensor` of shape `(N, B, *shape)`): `z_t` as the denoiser got it, and its output, guided; N = 0 where
+            they were not to be kept.
     """
 
     ends: Tensor
@@ -50,12 +51,17 @@ class Trajectories:
         places = list(last.values())
         return replace(self, timesteps=list(last), latents=self.latents[places], outputs=self.outputs[places])
 
+    def visited(self) -> list[float]:
+        """The timesteps, each once."""
+        return list(dict.fromkeys(self.timesteps))
+
 
 @dataclass
 class Recorder:
     """Listens to the steps of a scheduler."""
 
     scheduler: SchedulerMixin
+    keeps_points: bool
     timesteps: list[float] = field(default_factory=list)
     latents: list[Tensor] = field(default_factory=list)
     outputs: list[Tensor] = field(default_factory=list)
@@ -85,10 +91,10 @@ class Recorder:
                 f"This pipeline does not scale its first latents by {expected:.4g}, as {type(self.scheduler).__name__} needs:"
                 " take a scheduler whose latents preserve the variance."
             )
-        latents = self.scheduler.scale_model_input(sample, timestep)
         self.timesteps.append(float(torch.as_tensor(timestep).flatten()[0]))
-        self.latents.append(latents.float().cpu())
-        self.outputs.append(model_output[:, : sample.shape[1]].float().cpu())
+        if self.keeps_points:
+            self.latents.append(self.scheduler.scale_model_input(sample, timestep).float().cpu())
+            self.outputs.append(model_output[:, : sample.shape[1]].float().cpu())
 
 
 class Sampler:
@@ -120,10 +126,10 @@ class Sampler:
         still = VDMScheduler.from_config(self.scheduler.config, eta=0.0)
         return Sampler(self.pipeline, still, self.arguments, self.rows, self.batch_size)
 
-    def __call__(self, timesteps: Sequence[float] | int, seeds: Sequence[int]) -> Trajectories:
+    def __call__(self, timesteps: Sequence[float] | int, seeds: Sequence[int], keep_points: bool = False) -> Trajectories:
         """Sample an image for each seed with these timesteps, or so many of the scheduler's own."""
-        number = self._set(timesteps)
-        parts = [self._batch(number, seeds[i : i + self.batch_size]) for i in range(0, len(seeds), self.batch_size)]
+        number, starts = self._set(timesteps), range(0, len(seeds), self.batch_size)
+        parts = [self._batch(number, seeds[start : start + self.batch_size], keep_points) for start in starts]
         first = parts[0]
         return Trajectories(
             torch.cat([part.ends for part in parts]),
@@ -165,17 +171,17 @@ class Sampler:
         with self._in_place():
             return self.pipeline(num_inference_steps=num_inference_steps, generator=generators, **given, **self.arguments)
 
-    def _batch(self, num_inference_steps: int, seeds: Sequence[int]) -> Trajectories:
-        generators, recorder = self._generators(seeds), Recorder(self.scheduler)
+    def _batch(self, num_inference_steps: int, seeds: Sequence[int], keep_points: bool) -> Trajectories:
+        generators, recorder = self._generators(seeds), Recorder(self.scheduler, keep_points)
         with recorder.listening():
             self._call(num_inference_steps, seeds, generators, {"output_type": "latent"})
+        end = recorder.end.float().cpu()
         return Trajectories(
-            recorder.end.float().cpu(),
+            end,
             len(recorder.timesteps),
             generators[0].get_state(),
             recorder.timesteps,
-            torch.stack(recorder.latents),
-            torch.stack(recorder.outputs),
+            *(torch.stack(kept) if kept else end.new_empty(0, len(end)) for kept in (recorder.latents, recorder.outputs)),
         )
 
     @contextmanager

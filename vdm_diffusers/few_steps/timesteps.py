@@ -7,6 +7,7 @@
 """
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -93,8 +94,12 @@ def plan(probe: Probe, numbers: Sequence[int], num_draws: int) -> Plan:
     """
     The plan of a search for some numbers of steps.
 
-    Raises `ValueError` where `num_draws` are too few for any.
+    Raises `ValueError` where `num_draws` are too few for any, and for as many steps as the fine sampler takes.
     """
+    if max(numbers) >= TEACHER_STEPS:
+        raise ValueError(
+            f"`num_inference_steps` is {max(numbers)}, but few steps are compared with {TEACHER_STEPS}: give less than that."
+        )
     calls_a_step, num_seeds = probe.calls_a_step, SEEDS_OF_SETS if probe.is_random else SEEDS
     fine = TEACHER_STEPS * (calls_a_step * num_seeds + SEEDS if probe.is_random else calls_a_step * 2 * num_seeds)
     trial = calls_a_step * sum(numbers) * num_seeds
@@ -119,10 +124,10 @@ class Search:
         self.scale = Scale(sampler.scheduler)
         self.seeds, self.held_out = range(plan.num_seeds), range(plan.num_seeds, 2 * plan.num_seeds)
         grid = self.scale.fine_timesteps(TEACHER_STEPS)
-        fine = sampler(grid, self.seeds)
+        fine = sampler(grid, self.seeds, keep_points=not plan.is_random)
         self.ends, self.ends_held_out = fine.ends, fine.ends
         if plan.is_random:
-            fine = sampler.without_noise()(grid, self.seeds[:SEEDS])
+            fine = sampler.without_noise()(grid, self.seeds[:SEEDS], keep_points=True)
         else:
             self.ends_held_out = sampler(grid, self.held_out).ends
         self.points = fine.points()
@@ -131,28 +136,29 @@ class Search:
 
     def best(self, num_inference_steps: int) -> tuple[Choice, Choice]:
         """The sampler's own timesteps for so many steps, and the best ones, which may be the same."""
-        own = self.sampler(num_inference_steps, self.seeds[:1]).points().timesteps
-        choices = {"own": own} | {f"local errors, power {power}": self._chain(num_inference_steps, power) for power in POWERS}
-        distances = {name: self._distance(timesteps) for name, timesteps in choices.items()}
-        name = min(distances, key=distances.get)
-        better = self._reshaped(choices[name], distances[name], self.plan.trials - len(choices))
-        found = [self._decide(timesteps) for timesteps in (own, better)]
-        return found[0], min(found, key=lambda choice: choice.distance.value)
+        own = self._decide(num_inference_steps)
+        choices = [own.timesteps, *(self._chain(num_inference_steps, power) for power in POWERS)]
+        distances = [self._distance(num_inference_steps), *map(self._distance, choices[1:])]
+        least = min(range(len(choices)), key=distances.__getitem__)
+        better = self._reshaped(choices[least], distances[least], self.plan.trials - len(choices))
+        return own, min(own, self._decide(better), key=lambda choice: choice.distance.value)
 
     def _chain(self, num_steps: int, power: float) -> list[float]:
         """The timesteps whose local errors, to that power, add up to least."""
         labels = torch.tensor([*self.points.timesteps, -1.0], dtype=torch.float64).flip(0)
         return self.scale.fit(best_chain(self.errors**power, labels, num_steps)[1:].flip(0))
 
-    def _distance(self, timesteps: Sequence[float]) -> float:
+    def _distance(self, timesteps: Sequence[float] | int) -> float:
         return self._compare(self.sampler(timesteps, self.seeds).ends, self.ends).value
 
-    def _decide(self, timesteps: list[float]) -> Choice:
+    def _decide(self, timesteps: list[float] | int) -> Choice:
         sampled = self.sampler(timesteps, self.held_out)
-        return Choice(timesteps, sampled.calls, self._compare(sampled.ends, self.ends_held_out))
+        visited = sampled.visited() if isinstance(timesteps, int) else timesteps
+        return Choice(visited, sampled.calls, self._compare(sampled.ends, self.ends_held_out))
 
     def _compare(self, samples: Tensor, others: Tensor) -> Distance:
-        return (energy_distance if self.plan.is_random else squared_distance)(samples, others)
+        distance = (energy_distance if self.plan.is_random else squared_distance)(samples, others)
+        return distance if math.isfinite(distance.value) else Distance(math.inf, math.inf)
 
     def _reshaped(self, timesteps: list[float], distance: float, trials: int) -> list[float]:
         """The best reshaping of timesteps that so many trials find."""
