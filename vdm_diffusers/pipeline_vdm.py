@@ -459,7 +459,8 @@ class VDMPipeline(PlainConfigMixin, DiffusionPipeline):
         if not isinstance(self.scheduler, VDMScheduler):  # the nearest indices of its chain, each once
             last = self.scheduler.config.num_train_timesteps - 1
             timesteps = timesteps.round().long().clamp(0, last).unique_consecutive()
-            self.scheduler = with_timesteps(self.scheduler)
+            if "timesteps" not in inspect.signature(self.scheduler.set_timesteps).parameters:
+                self.scheduler = with_timesteps(self.scheduler)
         self.scheduler.set_timesteps(timesteps=timesteps.tolist(), device=device)
 
     def _prepare_latents(self, batch_size: int, generator: Generators, latents: Tensor | None, device: torch.device) -> Tensor:

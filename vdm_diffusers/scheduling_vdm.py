@@ -24,6 +24,9 @@ from .scheduling.visits import Visit, timesteps_of, visits_of
 from .timestep_maps import ChainTimesteps
 
 
+PROFILE = "error_profile"
+"""A folder beside the configuration: diffusers would take weights right beside it for those of a model."""
+
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
 """Of `from_pretrained`, for a file beside the configuration."""
 
@@ -205,14 +208,15 @@ class VDMScheduler(SchedulerMixin, PlainConfigMixin):
         scheduler = loaded[0] if return_unused_kwargs else loaded
         if scheduler._lacks_profile:
             of_hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
-            scheduler.set_error_profile(ErrorProfile.from_pretrained(pretrained_model_name_or_path, subfolder, **of_hub))
+            folder = os.path.join(subfolder or "", PROFILE)
+            scheduler.set_error_profile(ErrorProfile.from_pretrained(pretrained_model_name_or_path, folder, **of_hub))
         return loaded
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> None:
         """As in diffusers, with the error profile beside the configuration where that does not hold all of it."""
         self._check_profile()
         if self._error_profile is not None and self._error_profile.basis != "isotropic":
-            self._error_profile.save_pretrained(save_directory)
+            self._error_profile.save_pretrained(os.path.join(save_directory, PROFILE))
         super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
     def set_error_profile(self, error_profile: ErrorProfile | None) -> None:

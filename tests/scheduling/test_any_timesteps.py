@@ -159,9 +159,8 @@ def test_what_is_kept_goes_with_the_configuration_and_each_class_takes_its_own()
     [
         ([1, 2], "must be {class of the scheduler"),
         ({"VDMScheduler": [2, 1]}, "must be {class of the scheduler"),
-        ({"VDMScheduler": {"3": [2, 1]}}, "must be 3 timesteps that decrease, none below 0"),
+        ({"VDMScheduler": {"3": [2, 1]}}, "must be 3 timesteps that decrease, but are"),
         ({"VDMScheduler": {"2": [1, 2]}}, "must be 2 timesteps that decrease"),
-        ({"VDMScheduler": {"2": [1, -2]}}, "none below 0"),
         ({"VDMScheduler": {"2": "ab"}}, "must be a list of numbers"),
         ({"VDMScheduler": {"0": []}}, "must be 0 timesteps"),
         ({"VDMScheduler": {"1": [float("nan")]}}, "must be 1 timesteps"),

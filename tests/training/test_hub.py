@@ -26,6 +26,7 @@ from vdm_diffusers import VDM, LearnedMonotoneSchedule, VDMPipeline, VDMSchedule
 from vdm_diffusers.autoencoders import load_autoencoder
 from vdm_diffusers.conditioning import num_classes
 from vdm_diffusers.data import load_digits
+from vdm_diffusers.error_profiles import ErrorProfile
 from vdm_diffusers.evaluate import main as evaluate
 from vdm_diffusers.training import Trainer
 from vdm_diffusers.training.config import TrainingConfig
@@ -94,6 +95,20 @@ def push_and_load(folder: str) -> None:
     assert weight() == 3.0
     names = ["torch_dtype", "dtype"] if Version(diffusers.__version__) >= Version("0.40") else ["torch_dtype"]
     assert {weight(**{name: torch.bfloat16}) for name in names} == {3.0}
+    push_and_load_an_error_profile(folder)
+
+
+def push_and_load_an_error_profile(folder: str) -> None:
+    """Which lies beside the configuration of the scheduler."""
+    pipe, moments = VDMPipeline.from_pretrained(folder), torch.rand(2, 64) + 0.1
+    pipe.scheduler.set_error_profile(ErrorProfile(torch.tensor([-8.0, 5.0]), moments, torch.zeros(2, 64), "entries"))
+    pipe.save_pretrained(folder, push_to_hub=True, repo_id="user/profile")
+    of_pipeline = VDMPipeline.from_pretrained("user/profile").scheduler
+    by_itself = VDMScheduler.from_pretrained("user/profile", subfolder="scheduler")
+    noise = torch.ones(1, 1, 8, 8).double()
+    for loaded in (of_pipeline, by_itself):
+        widened = loaded._error_profile.widened(noise, torch.tensor(4.0), torch.tensor(5.0))
+        torch.testing.assert_close(widened.flatten() ** 2, 1 + (torch.e - 1) * moments[1].double(), rtol=1e-5, atol=0)
 
 
 def test_revisions_variants_and_precisions_load_by_name(hub, tmp_path, monkeypatch):

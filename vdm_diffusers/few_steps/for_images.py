@@ -1,5 +1,6 @@
 """The objective "images" of the command: timesteps for a sampler, and what it samples with them."""
 
+import copy
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -43,10 +44,11 @@ class ForImages:
         scheduler_class = _scheduler(options.scheduler)
         with refused_as(Message("{pretrained_model_name_or_path} {!r} can't be sampled", name)):
             pipeline = _any_scheduler(pipeline).to(processes.device)
-            scheduler = scheduler_class.from_config(pipeline.scheduler.config)
+            same = type(pipeline.scheduler) is scheduler_class
+            scheduler = pipeline.scheduler if same else scheduler_class.from_config(pipeline.scheduler.config)
             rows = {name: value for name, value in options.arguments.items() if isinstance(value, list)}
             arguments = {name: value for name, value in options.arguments.items() if name not in rows}
-            self.sampler = Sampler(pipeline, scheduler, arguments, rows, options.batch_size)
+            self.scheduler, self.sampler = scheduler, Sampler(pipeline, scheduler, arguments, rows, options.batch_size)
             probe = probed(self.sampler)
         self.plan = plan(probe, options.num_inference_steps, options.num_draws)
 
@@ -63,7 +65,7 @@ class ForImages:
         """Write the timesteps, a scheduler whose configuration keeps them, their picture, and one of samples."""
         options, folder = self.options, Path(self.options.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        scheduler = _scheduler(options.scheduler).from_config(self.sampler.pipeline.scheduler.config)
+        scheduler = copy.deepcopy(self.scheduler)
         for _, best in self.found:
             keep_timesteps(scheduler, best.timesteps)
         scheduler.save_pretrained(folder / SCHEDULER)

@@ -123,7 +123,7 @@ class Sampler:
 
     def without_noise(self) -> "Sampler":
         """Deterministic sampling of the same model, by DDIM."""
-        still = VDMScheduler.from_config(self.scheduler.config, eta=0.0)
+        still = VDMScheduler.from_config(self.scheduler.config, eta=0.0, error_profile=None)
         return Sampler(self.pipeline, still, self.arguments, self.rows, self.batch_size)
 
     def __call__(self, timesteps: Sequence[float] | int, seeds: Sequence[int], keep_points: bool = False) -> Trajectories:

@@ -59,9 +59,9 @@ def check_kept(kept: object) -> None:
     for name, lists in kept.items():
         for number, timesteps in lists.items():
             vector = as_vector(KEPT, timesteps)
-            if not len(vector) == _number(number) > 0 or not (vector.diff() < 0).all() or not vector[-1] >= 0:
+            if not len(vector) == _number(number) > 0 or not (vector.diff() < 0).all() or not vector.isfinite().all():
                 raise ValueError(
-                    f"`{KEPT}` of {name} for {number} steps must be {number} timesteps that decrease, none below 0, but are"
+                    f"`{KEPT}` of {name} for {number} steps must be {number} timesteps that decrease, but are"
                     f" {reprlib.repr(list(timesteps))}."
                 )
 
