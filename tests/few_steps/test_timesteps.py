@@ -266,6 +266,16 @@ def test_what_is_wrong_is_said_in_one_sentence(options, message, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("change", [{"num_hidden_layers": 100}, {"hidden_size": 10**6}, {"hidden_size": "x"}])
+def test_text_encoders_are_measured_before_they_are_built(change, tmp_path):
+    with_prompts("SD").save_pretrained(tmp_path / "model")
+    config = tmp_path / "model" / "text_encoder" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | change))
+    flags = ["--pretrained_model_name_or_path", str(tmp_path / "model"), "--output_dir", str(tmp_path / "out")]
+    with pytest.raises(SystemExit, match="could not be loaded: .*(has more than|hidden_size)"):
+        main([*flags, "--objective", "images"])
+
+
 def test_a_pipeline_that_does_not_scale_its_latents_is_refused_for_schedulers_that_need_it():
     sampler = Sampler(build("DiT", DDPMScheduler()), EulerDiscreteScheduler(), rows={"class_labels": [1]})
     with pytest.raises(ValueError, match="does not scale its first latents by .* as EulerDiscreteScheduler needs"):

@@ -52,6 +52,8 @@ def test_stock_pipelines_are_what_they_say(name, tmp_path):
         ("model_index.json", {"unet": ["antigravity", "UNet2DModel"]}, "It names 'UNet2DModel' of 'antigravity'"),
         ("model_index.json", {"unet": ["os", "system"]}, "It names 'system' of 'os'"),
         ("model_index.json", {"unet": ["diffusers", "utils"]}, "It names 'utils' of 'diffusers'"),
+        ("model_index.json", {"unet": ["transformers", "pipeline"]}, "It names 'pipeline' of 'transformers'"),
+        ("model_index.json", {"unet": ["transformers", "Trainer"]}, "It names 'Trainer' of 'transformers'"),
         ("model_index.json", {"unet": ["diffusers", "AutoencoderKL"]}, "could not be loaded: "),
         ("model_index.json", {"unet": ["diffusers"]}, "could not be loaded: "),
         ("model_index.json", {"_class_name": ["pipeline", "VDMPipeline"]}, "It names ['pipeline', 'VDMPipeline']"),
