@@ -4,6 +4,8 @@
 2. Dynamic programming finds the chains whose local errors add up to least.
 3. The best of these, and of the sampler's own timesteps, is reshaped such that its samples come nearest to the fine sampler's.
 4. Other seeds decide which is kept.
+
+A sampler that adds fresh noise is searched for without it, image by image: as sets, images of few seeds tell nothing.
 """
 
 import copy
@@ -26,7 +28,8 @@ from .trajectories import local_errors
 
 TEACHER_STEPS = 60
 SEEDS, SEEDS_OF_SETS = 24, 96
-"""Images that are compared one by one, and as sets."""
+SEARCHED, HELD_OUT, OF_SETS = range(SEEDS), range(SEEDS, 2 * SEEDS), range(SEEDS_OF_SETS)
+"""Seeds of images that are compared one by one, first to search and then to decide; and of those that are compared as sets."""
 
 POWERS = (1, 2)
 """Of the local errors that add up."""
@@ -54,17 +57,16 @@ class Choice:
 @dataclass(frozen=True)
 class Plan:
     """
-    How many images are sampled, such that the denoiser is called at most `num_draws` times for one image in all.
+    What a search takes, such that the denoiser is called at most `num_draws` times for one image in all.
 
     Attributes:
-        is_random (`bool`): Whether the sampler adds fresh noise. Its images can only be compared as sets, which takes more.
-        num_seeds (`int`): Of the search, and as many again to decide.
+        is_random (`bool`): Whether the sampler adds fresh noise. It is searched for without it, and its images, which can only
+            be compared as sets, are sampled in the end.
         trials (`int`): Times that some timesteps are tried, for each number of steps.
         calls (`int`): Of the denoiser.
     """
 
     is_random: bool
-    num_seeds: int
     trials: int
     calls: int
 
@@ -100,14 +102,17 @@ def plan(probe: Probe, numbers: Sequence[int], num_draws: int) -> Plan:
         raise ValueError(
             f"`num_inference_steps` is {max(numbers)}, but few steps are compared with {TEACHER_STEPS}: give less than that."
         )
-    calls_a_step, num_seeds = probe.calls_a_step, SEEDS_OF_SETS if probe.is_random else SEEDS
-    fine = TEACHER_STEPS * (calls_a_step * num_seeds + SEEDS if probe.is_random else calls_a_step * 2 * num_seeds)
-    trial = calls_a_step * sum(numbers) * num_seeds
-    least = fine + (len(POWERS) + 3) * trial  # of these one of the sampler's own, and two to decide
-    if num_draws < least:
-        raise ValueError(f"`num_draws` is {num_draws:,}, but timesteps for {list(numbers)} steps need {least:,}.")
-    trials = (num_draws - fine) // trial - 2
-    return Plan(probe.is_random, num_seeds, trials, fine + (trials + 2) * trial)
+    steps = sum(numbers)
+    calls_a_step = 1 if probe.is_random else probe.calls_a_step
+    fixed = TEACHER_STEPS * calls_a_step * 2 * SEEDS + 3 * steps * probe.calls_a_step  # of one image, to see what is visited
+    if probe.is_random:
+        fixed += (TEACHER_STEPS + 2 * steps) * probe.calls_a_step * SEEDS_OF_SETS
+    trial = calls_a_step * steps * SEEDS
+    trials = (num_draws - fixed) // trial - 2  # as many decide in the end
+    if trials <= len(POWERS):
+        needed = fixed + (len(POWERS) + 3) * trial
+        raise ValueError(f"`num_draws` is {num_draws:,}, but timesteps for {list(numbers)} steps need {needed:,}.")
+    return Plan(probe.is_random, trials, fixed + (trials + 2) * trial)
 
 
 class Search:
@@ -120,45 +125,42 @@ class Search:
     """
 
     def __init__(self, sampler: Sampler, plan: Plan):
-        self.sampler, self.plan = sampler, plan
-        self.scale = Scale(sampler.scheduler)
-        self.seeds, self.held_out = range(plan.num_seeds), range(plan.num_seeds, 2 * plan.num_seeds)
+        self.sampler, self.plan, self.scale = sampler, plan, Scale(sampler.scheduler)
+        self.still = sampler.without_noise() if plan.is_random else sampler
         grid = self.scale.fine_timesteps(TEACHER_STEPS)
-        fine = sampler(grid, self.seeds, keep_points=not plan.is_random)
-        self.ends, self.ends_held_out = fine.ends, fine.ends
-        if plan.is_random:
-            fine = sampler.without_noise()(grid, self.seeds[:SEEDS], keep_points=True)
-        else:
-            self.ends_held_out = sampler(grid, self.held_out).ends
+        fine = self.still(grid, SEARCHED, keep_points=True)
+        self.ends, self.ends_held_out = fine.ends, self.still(grid, HELD_OUT).ends
+        self.set = sampler(grid, OF_SETS).ends if plan.is_random else None
         self.points = fine.points()
         gammas = self.scale.gamma(self.points.timesteps)
         self.errors = local_errors(self.points, gammas, self.scale.end, self.scale.prediction_type)
 
     def best(self, num_inference_steps: int) -> tuple[Choice, Choice]:
         """The sampler's own timesteps for so many steps, and the best ones, which may be the same."""
-        own = self._decide(num_inference_steps)
-        choices = [own.timesteps, *(self._chain(num_inference_steps, power) for power in POWERS)]
-        distances = [self._distance(num_inference_steps), *map(self._distance, choices[1:])]
+        own = self.sampler(num_inference_steps, SEARCHED[:1]).visited()
+        choices = [own, *(self._chain(num_inference_steps, power) for power in POWERS)]
+        distances = [self._distance(timesteps) for timesteps in choices]
         least = min(range(len(choices)), key=distances.__getitem__)
         better = self._reshaped(choices[least], distances[least], self.plan.trials - len(choices))
-        return own, min(own, self._decide(better), key=lambda choice: choice.distance.value)
+        held_out = [squared_distance(self.still(chosen, HELD_OUT).ends, self.ends_held_out) for chosen in (own, better)]
+        chosen = better if held_out[1].value < held_out[0].value else own
+        return self._choice(own, held_out[0]), self._choice(chosen, min(held_out, key=lambda distance: distance.value))
 
     def _chain(self, num_steps: int, power: float) -> list[float]:
         """The timesteps whose local errors, to that power, add up to least."""
         labels = torch.tensor([*self.points.timesteps, -1.0], dtype=torch.float64).flip(0)
         return self.scale.fit(best_chain(self.errors**power, labels, num_steps)[1:].flip(0))
 
-    def _distance(self, timesteps: Sequence[float] | int) -> float:
-        return self._compare(self.sampler(timesteps, self.seeds).ends, self.ends).value
+    def _distance(self, timesteps: Sequence[float]) -> float:
+        value = squared_distance(self.still(timesteps, SEARCHED).ends, self.ends).value
+        return value if math.isfinite(value) else math.inf
 
-    def _decide(self, timesteps: list[float] | int) -> Choice:
-        sampled = self.sampler(timesteps, self.held_out)
-        visited = sampled.visited() if isinstance(timesteps, int) else timesteps
-        return Choice(visited, sampled.calls, self._compare(sampled.ends, self.ends_held_out))
-
-    def _compare(self, samples: Tensor, others: Tensor) -> Distance:
-        distance = (energy_distance if self.plan.is_random else squared_distance)(samples, others)
-        return distance if math.isfinite(distance.value) else Distance(math.inf, math.inf)
+    def _choice(self, timesteps: list[float], distance: Distance) -> Choice:
+        """Timesteps with their distance, which is given unless it is one of sets."""
+        if self.set is None:
+            return Choice(timesteps, self.sampler(timesteps, SEARCHED[:1]).calls, distance)
+        sampled = self.sampler(timesteps, OF_SETS)
+        return Choice(timesteps, sampled.calls, energy_distance(sampled.ends, self.set))
 
     def _reshaped(self, timesteps: list[float], distance: float, trials: int) -> list[float]:
         """The best reshaping of timesteps that so many trials find."""
