@@ -48,7 +48,8 @@ class ForImages:
             scheduler = pipeline.scheduler if same else scheduler_class.from_config(pipeline.scheduler.config)
             rows = {name: value for name, value in options.arguments.items() if isinstance(value, list)}
             arguments = {name: value for name, value in options.arguments.items() if name not in rows}
-            self.scheduler, self.sampler = scheduler, Sampler(pipeline, scheduler, arguments, rows, options.batch_size)
+            self.scheduler = scheduler
+            self.sampler = Sampler(pipeline, scheduler, arguments, rows, options.batch_size, options.seed)
             probe = probed(self.sampler)
         self.plan = plan(probe, options.num_inference_steps, options.num_draws)
 

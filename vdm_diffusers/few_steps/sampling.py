@@ -107,6 +107,7 @@ class Sampler:
         arguments (`dict`, *optional*): Of the pipeline's call, the same for all images, such as `guidance_scale`.
         rows (`dict[str, list | Tensor]`, *optional*): Those with an element an image, such as `prompt`, taken in turns.
         batch_size (`int`, defaults to 64): Images a call.
+        seed (`int`, defaults to 0): Of all seeds: others for each.
     """
 
     def __init__(
@@ -116,15 +117,17 @@ class Sampler:
         arguments: Mapping[str, Any] | None = None,
         rows: Mapping[str, Sequence | Tensor] | None = None,
         batch_size: int = 64,
+        seed: int = 0,
     ):
         self.pipeline, self.scheduler = pipeline, with_timesteps(copy.deepcopy(scheduler))
         self.arguments, self.rows, self.batch_size = dict(arguments or {}), dict(rows or {}), batch_size
+        self.seed = seed
         self.parameters = inspect.signature(pipeline.__call__).parameters
 
     def without_noise(self) -> "Sampler":
         """Deterministic sampling of the same model, by DDIM."""
         still = VDMScheduler.from_config(self.scheduler.config, eta=0.0, error_profile=None)
-        return Sampler(self.pipeline, still, self.arguments, self.rows, self.batch_size)
+        return Sampler(self.pipeline, still, self.arguments, self.rows, self.batch_size, self.seed)
 
     def __call__(self, timesteps: Sequence[float] | int, seeds: Sequence[int], keep_points: bool = False) -> Trajectories:
         """Sample an image for each seed with these timesteps, or so many of the scheduler's own."""
@@ -158,7 +161,7 @@ class Sampler:
         return len(timesteps)
 
     def _generators(self, seeds: Sequence[int]) -> list[torch.Generator]:
-        return [torch.Generator().manual_seed(seed) for seed in seeds]
+        return [torch.Generator().manual_seed(10**6 * self.seed + seed) for seed in seeds]
 
     def _call(
         self, num_inference_steps: int, seeds: Sequence[int], generators: list[torch.Generator], output: Mapping[str, str]
