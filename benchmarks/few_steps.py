@@ -3,9 +3,11 @@
 python benchmarks/few_steps.py --model vdm-digits --num_inference_steps 5 10
 python benchmarks/few_steps.py --model ddpm-mnist --data_dir shared/data/mnist --num_inference_steps 5 10
 python benchmarks/few_steps.py --model vdm-digits --num_inference_steps 25 50 100 250 --spacings
+python benchmarks/few_steps.py --model vdm-digits --bound_dir few-steps
 """
 
 import argparse
+import copy
 import json
 
 import diffusers
@@ -74,14 +76,30 @@ def of_spacings(pipe: VDMPipeline, options: argparse.Namespace) -> dict[str, tup
     return rows
 
 
+def of_variances(pipe: VDMPipeline, options: argparse.Namespace) -> dict[str, tuple]:
+    """Ancestral sampling with the chains that are best for the bound, and with their optimal variances or q's."""
+    optimal = VDMScheduler.from_pretrained(options.bound_dir, subfolder="scheduler")
+    with_q = copy.deepcopy(optimal)
+    with_q.set_error_profile(None)
+    kept, scale = optimal.config.few_step_timesteps["VDMScheduler"].values(), Scale(optimal)
+    ends = [scale.gamma([timestep]).item() for timestep in (scale.high, scale.low)]
+    rows = {}
+    for best in kept:
+        for name, scheduler in (("optimal", optimal), ("q's", with_q)):
+            rows[f"{len(best)} of the best chain for the bound, {name} variance"] = scheduler, best
+            even = even_in_gamma(scale, ends, len(best))
+            rows[f"{len(best)} evenly in gamma, {name} variance"] = scheduler, even
+    return rows
+
+
 def measure(options: argparse.Namespace) -> list[dict]:
     pipe = VDMPipeline.from_pipe(DiffusionPipeline.from_pretrained(options.model))
     pipe.set_progress_bar_config(disable=True)
     data = load_images(train_data_dir=options.data_dir)
     order = torch.randperm(len(data.validation), generator=torch.Generator().manual_seed(0))[: options.num_held_out]
     held_out = torch.stack([data.validation[i]["images"] for i in order.tolist()]).flatten(1) / (data.num_levels - 1)
-    rows = []
-    for name, (scheduler, timesteps) in (of_spacings if options.spacings else of_samplers)(pipe, options).items():
+    rows, rows_of = [], of_spacings if options.spacings else of_variances if options.bound_dir else of_samplers
+    for name, (scheduler, timesteps) in rows_of(pipe, options).items():
         pipe.scheduler = scheduler
         distance = energy_distance(sample(pipe, timesteps, options.num_images, options.seed), held_out)
         shown = timesteps if isinstance(timesteps, list) else None
@@ -100,6 +118,7 @@ def main() -> None:
     parser.add_argument("--num_inference_steps", type=int, nargs="+", default=[5, 10])
     parser.add_argument("--schedulers", nargs="+", default=list(SAMPLERS))
     parser.add_argument("--spacings", action="store_true", help="Compare spacings of ancestral sampling of a VDM instead.")
+    parser.add_argument("--bound_dir", help="Compare the variances of what the command found for the bound, in this folder.")
     parser.add_argument(
         "--powers", type=float, nargs="+", default=[0.5, 0.7, 1.4, 2.0],
         help="Spacings u^p and 1 - (1 - u)^p of the way from least to most noise, u even.",
