@@ -20,8 +20,8 @@ from ..scheduling.any_timesteps import KEPT, keep_timesteps, with_timesteps
 from ..scheduling_vdm import VDMScheduler
 
 
-NUM_PICTURES = 8
-"""In a row."""
+NUM_PICTURES, MIN_PIXELS = 8, 64
+"""Of a row, and of the sides of a picture."""
 
 
 @dataclass
@@ -203,8 +203,15 @@ class Sampler:
 def save_samples(rows: Sequence[tuple[Sampler, Sequence[float] | int]], path: Path) -> None:
     """Write a picture with a row of samples for each sampler and its timesteps, of the same seeds, if they can be shown."""
     if all(sampler.has_pictures for sampler, _ in rows):
-        pictures = [picture for sampler, timesteps in rows for picture in sampler.pictures(timesteps, range(NUM_PICTURES))]
+        seeds = range(NUM_PICTURES)
+        pictures = [_enlarged(picture) for sampler, timesteps in rows for picture in sampler.pictures(timesteps, seeds)]
         make_image_grid(pictures, rows=len(rows), cols=NUM_PICTURES).save(path)
+
+
+def _enlarged(picture: PIL.Image.Image) -> PIL.Image.Image:
+    """A picture of `MIN_PIXELS` at least, its pixels as squares."""
+    factor = -(-MIN_PIXELS // min(picture.size))
+    return picture.resize([side * factor for side in picture.size], PIL.Image.Resampling.NEAREST)
 
 
 def _turns(values: Sequence | Tensor, seeds: Sequence[int]) -> Sequence | Tensor:
