@@ -249,8 +249,10 @@ def test_what_a_card_shows_runs(tmp_path, monkeypatch, model, call):
     vdm.save_pretrained(folder)
     save_model_card(folder, config, data, vdm, metrics | dict.fromkeys(("prior", "reconstruction", "diffusion"), 1.0))
     card = ModelCard.load(folder / "README.md")
-    escaped = "\\".join(("a", "|b ", "<i", ">"))
-    assert card.data.library_name == "diffusers" and card.text.count("```") % 2 == 0 and escaped in card.text
+    fence, escaped = "`" * 3, chr(92).join(("a", "|b ", "<i", ">"))  # a backslash before each mark
+    assert card.data.library_name == "diffusers"
+    assert card.text.count(fence) % 2 == 0
+    assert escaped in card.text
     blocks = re.findall("^```python\n(.*?)^```$", card.text, re.DOTALL | re.MULTILINE)
     assert len(blocks) == 2 and all(call in block for block in blocks)
     names = {}
