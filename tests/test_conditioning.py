@@ -1,17 +1,23 @@
 """One condition for every denoiser: each use of a model hands it on unread, and guidance and dropout know its null."""
 
+from functools import partial
+from operator import itemgetter
+
 import pytest
 import torch
 from cases import CONDITIONS
-from tiny_pipelines import conditional_unet, unet
+from tiny_pipelines import TEXT_AND_SIZES, conditional_unet, pixart, unet
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_with_path
 
 from vdm_diffusers import VDM, LinearSchedule, VDMPipeline, VDMScheduler
-from vdm_diffusers.conditioning import Condition, drop, null_condition
+from vdm_diffusers.conditioning import Condition, drop
+from vdm_diffusers.denoisers import check_denoiser
 from vdm_diffusers.likelihood import variational_bound
 from vdm_diffusers.likelihood.ddpm_bound import DDPM, ddpm_bound
 from vdm_diffusers.likelihood.ode_likelihood import ode_likelihood
 from vdm_diffusers.scheduling.beta_chains import chain_gammas
+from vdm_diffusers.training.planning import activation_bytes
 
 
 IMAGES = torch.randint(0, 16, (3, 4, 8, 8), generator=torch.Generator().manual_seed(0))
@@ -26,7 +32,7 @@ class Told(nn.Module):
         self.dtype, self.device = denoiser.dtype, denoiser.device
 
     def forward(self, sample: Tensor, timestep: Tensor, return_dict: bool = True) -> tuple[Tensor]:
-        return self.denoiser(sample, timestep, return_dict=return_dict, **self.condition)
+        return self.denoiser(sample, timestep=timestep, return_dict=return_dict, **self.condition)
 
 
 @pytest.fixture(params=CONDITIONS.values(), ids=CONDITIONS.keys())
@@ -40,7 +46,7 @@ def models(request: pytest.FixtureRequest) -> tuple[VDM, VDM, Condition]:
 
 
 def items(condition: Condition) -> list[dict[str, Tensor]]:
-    return [{"images": image} | {key: rows[i] for key, rows in condition.items()} for i, image in enumerate(IMAGES)]
+    return [{"images": image} | tree_map(itemgetter(i), condition) for i, image in enumerate(IMAGES)]
 
 
 def loss(vdm: VDM, condition: Condition) -> Tensor:
@@ -75,22 +81,32 @@ def test_a_condition_reaches_the_denoiser_unread(use, models):
     vdm, told, condition = models
     with torch.no_grad():
         measured, expected = use(vdm, condition), use(told, {})
-        other = use(vdm, {key: rows.flip(0) for key, rows in condition.items()})
+        other = use(vdm, tree_map(lambda rows: rows.flip(0), condition))
     torch.testing.assert_close(measured, expected, rtol=0, atol=0)
     assert list(other) != list(expected)
 
 
-def test_guidance_extrapolates_from_the_null_condition(models):
+STAYS = ("encoder_attention_mask", "time_ids", "resolution", "aspect_ratio")
+
+
+def nothing(path: tuple, rows: Tensor) -> Tensor:
     """Of a class the last, of a vector or a text zeros."""
+    name = path[-1].key
+    return rows if name in STAYS else torch.full_like(rows, 3 if name == "class_labels" else 0)
+
+
+def test_guidance_extrapolates_from_the_null_condition(models):
     vdm, _, condition = models
     pipe, latents = vdm.to_pipeline(), torch.randn(3, 4, 8, 8)
     pipe.set_progress_bar_config(disable=True)
     kwargs = {"latents": latents, "num_inference_steps": 1, "eta": 0.0, "output_type": "latent"}
     guided = pipe(condition=condition, guidance_scale=2.5, **kwargs).images
-    zeros = {key: torch.full_like(rows, 3) if key == "class_labels" else rows * 0 for key, rows in condition.items()}
+    zeros = tree_map_with_path(nothing, condition)
     with torch.no_grad():
         t = pipe.scheduler.timesteps[0]
-        told, not_told = (pipe.unet(latents, t.expand(3), return_dict=False, **given)[0] for given in (condition, zeros))
+        told, not_told = (
+            pipe.unet(latents, timestep=t.expand(3), return_dict=False, **given)[0][:, :4] for given in (condition, zeros)
+        )
     pipe.scheduler.set_timesteps(1)
     expected = pipe.scheduler.step(not_told + 2.5 * (told - not_told), t, latents, eta=0.0).prev_sample
     torch.testing.assert_close(guided, expected)
@@ -98,16 +114,22 @@ def test_guidance_extrapolates_from_the_null_condition(models):
 
 def test_a_share_of_the_samples_is_told_nothing(models):
     vdm, _, condition = models
-    many = {key: rows[:1].repeat_interleave(1000, 0) for key, rows in condition.items()}
-    many = {key: rows + (key != "class_labels") for key, rows in many.items()}  # no zero is among them by chance
+    many = tree_map(lambda rows: rows[:1].repeat_interleave(1000, 0), condition)
     dropped = drop(many, 0.3, vdm.unet)
-    null = null_condition(many, vdm.unet)
-    which = [(dropped[key] == null[key]).flatten(1 if rows.ndim > 1 else 0) for key, rows in many.items()]
-    which = [rows.all(1) if rows.ndim > 1 else rows for rows in which]
-    assert 0.2 < which[0].float().mean() < 0.4 and all(torch.equal(rows, which[0]) for rows in which)
-    for key, rows in dropped.items():
-        assert torch.equal(rows[~which[0]], many[key][~which[0]])
+    told, null, found = map(tree_leaves, (many, tree_map_with_path(nothing, many), dropped))
+    which = [(rows == nulls).reshape(1000, -1).all(1) for rows, nulls in zip(found, null)]
+    changed = [not torch.equal(rows, nulls) for rows, nulls in zip(told, null)]
+    assert any(changed) and 0.2 < which[changed.index(True)].float().mean() < 0.4
+    for i in range(len(told)):
+        assert torch.equal(which[i], which[changed.index(True)]) if changed[i] else which[i].all()
+        assert torch.equal(found[i][~which[i]], told[i][~which[i]])
     assert drop({}, 0.3, vdm.unet) == {}
+
+
+def test_any_denoiser_can_be_tried_without_numbers(models):
+    vdm, _, condition = models
+    check_denoiser(vdm.unet, (4, 8, 8))
+    assert activation_bytes(vdm, 2) > 0
 
 
 def test_a_compiled_denoiser_takes_what_it_wraps(models):
@@ -125,6 +147,19 @@ def test_a_compiled_denoiser_takes_what_it_wraps(models):
         (unet, {"text": torch.zeros(2, 3)}, ValueError, "UNet2DModel takes no `text`: leave it out"),
         (conditional_unet, {"encoder_hidden_states": "a dog"}, TypeError, "`encoder_hidden_states` are a str, but must be a"),
         (conditional_unet, {"encoder_hidden_states": torch.zeros(1, 3, 8)}, ValueError, "must have 2 rows, one an image"),
+        (pixart, {}, ValueError, "PixArtTransformer2DModel needs `encoder_hidden_states`"),
+        (
+            partial(conditional_unet, **TEXT_AND_SIZES),
+            {"encoder_hidden_states": torch.zeros(2, 3, 8)},
+            ValueError,
+            "UNet2DConditionModel needs `added_cond_kwargs`",
+        ),
+        (
+            partial(conditional_unet, **TEXT_AND_SIZES),
+            {"encoder_hidden_states": torch.zeros(2, 3, 8), "added_cond_kwargs": {"time_ids": torch.zeros(1, 6)}},
+            ValueError,
+            r"`time_ids` have the shape \(1, 6\), but must have 2 rows",
+        ),
     ],
 )
 def test_conditions_of_another_denoiser_are_refused(make, condition, error, message):

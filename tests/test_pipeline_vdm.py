@@ -246,7 +246,7 @@ def test_bad_arguments_are_refused(kwargs, message):
 )
 def test_arguments_of_another_type_are_refused(kwargs, message):
     with pytest.raises(TypeError, match=message):
-        tiny_pipeline(num_class_embeds=4)(**kwargs)
+        tiny_pipeline(num_class_embeds=4)(**({"class_labels": 0} | kwargs))
 
 
 @pytest.mark.parametrize(

@@ -369,7 +369,9 @@ def test_in_half_precision_only_the_denoiser_rounds(dtype, whole):
     images = torch.randint(0, 16, (4, 2, 6, 6), dtype=torch.uint8)
     draws = {"times": torch.rand(4), "noise": torch.randn(2, 4, 2, 6, 6)}
     told = []
-    vdm.unet.register_forward_pre_hook(lambda unet, args: told.append(args))
+    vdm.unet.register_forward_pre_hook(
+        lambda unet, args, keywords: told.append((*args, keywords["timestep"])), with_kwargs=True
+    )
     expected, pipe = vdm(images, **draws), vdm.to_pipeline()
     gammas = vdm.noise_schedule(draws["times"])
     (vdm if whole else vdm.unet).to(dtype)

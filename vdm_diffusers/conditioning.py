@@ -13,19 +13,23 @@ from .class_names import Labels, suggestion
 from .gaussian import expand
 
 
-Condition = Mapping[str, Tensor]
-"""`{keyword of the denoiser: tensor, the batch first}`; empty, or `None`, for none. All other code hands it on unread."""
+Condition = Mapping[str, "Tensor | Condition"]
+"""`{keyword of the denoiser: tensor, the batch first}`, in place of a tensor also a mapping of such, as `added_cond_kwargs`;
+empty, or `None`, for none. All other code hands it on unread."""
 
 LABELS = "class_labels"
 """The keyword of labels of classes, as in diffusers; the label after the last class means none."""
 
+SIZES = ("time_ids", "resolution", "aspect_ratio")
+"""What SDXL and PixArt are told of the size of an image, as numbers."""
+
 
 def num_classes(denoiser: nn.Module) -> int | None:
-    """How many classes a denoiser knows, the null class left out; `None` if it is unconditional."""
+    """How many classes a denoiser knows, the null class left out; `None` if it is told no class."""
     config = getattr(denoiser, "config", {})
     if config.get("num_class_embeds"):
         return config["num_class_embeds"] - 1
-    return config.get("num_embeds_ada_norm")
+    return None if config.get("norm_type") == "ada_norm_single" else config.get("num_embeds_ada_norm")  # as of PixArt
 
 
 def as_condition(condition: Condition | Tensor | None, class_labels: Tensor | None = None) -> Condition:
@@ -41,8 +45,51 @@ def split_batch(batch: Mapping[str, Tensor]) -> tuple[Tensor, Condition]:
 
 
 def trial_condition(denoiser: nn.Module, device: str | torch.device = "cpu") -> Condition:
-    """A condition for one sample, to try a denoiser with: the first class, if it has any."""
-    return {} if num_classes(denoiser) is None else {LABELS: torch.zeros(1, dtype=torch.long, device=device)}
+    """A condition for one sample, to try a denoiser with: the first class, and zeros for what its configuration describes."""
+    condition: dict[str, Tensor | Condition] = {}
+    if num_classes(denoiser) is not None:
+        condition[LABELS] = torch.zeros(1, dtype=torch.long, device=device)
+    if (width := _text_width(denoiser)) is not None:
+        condition["encoder_hidden_states"] = torch.zeros(1, 1, width, device=device)
+    if widths := _added_widths(denoiser):
+        condition["added_cond_kwargs"] = {name: torch.zeros(1, width, device=device) for name, width in widths.items()}
+    return condition
+
+
+def _text_width(denoiser: nn.Module) -> int | None:
+    """The length of a vector of text as a denoiser takes it; `None` if it takes no text."""
+    config = getattr(denoiser, "config", {})
+    names = ("caption_channels", "encoder_hid_dim", "cross_attention_dim")
+    width = next((config[name] for name in names if config.get(name)), None)
+    return width[0] if isinstance(width, (list, tuple)) else width
+
+
+def _added_widths(denoiser: nn.Module) -> dict[str, int]:
+    """The lengths of the vectors that SDXL and PixArt are told besides, by their names."""
+    config = getattr(denoiser, "config", {})
+    if config.get("addition_embed_type") == "text_time":
+        pooled = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
+        return {"text_embeds": pooled, "time_ids": 6}
+    return {"resolution": 2, "aspect_ratio": 1} if getattr(denoiser, "use_additional_conditions", False) else {}
+
+
+def _tensors(condition: Condition) -> list[tuple[str, Tensor]]:
+    """Every tensor of a condition with its own name, those within mappings too."""
+    return [
+        pair
+        for name, value in condition.items()
+        for pair in (_tensors(value) if isinstance(value, Mapping) else [(name, value)])
+    ]
+
+
+def _mapped(function: Callable[..., Tensor], condition: Condition, *others: Condition) -> Condition:
+    """`function(name, tensor, ...)` in the place of every tensor, of conditions that are made alike."""
+    return {
+        name: _mapped(function, value, *(other[name] for other in others))
+        if isinstance(value, Mapping)
+        else function(name, value, *(other[name] for other in others))
+        for name, value in condition.items()
+    }
 
 
 def check_condition(condition: Condition, batch_size: int, denoiser: nn.Module) -> None:
@@ -58,7 +105,7 @@ def check_condition(condition: Condition, batch_size: int, denoiser: nn.Module) 
     """
     if not torch.compiler.is_compiling():
         _check_keywords(condition, denoiser)
-    for keyword, tensor in condition.items():
+    for keyword, tensor in _tensors(condition):
         if not isinstance(tensor, Tensor):
             raise TypeError(f"`{keyword}` are a {type(tensor).__name__}, but must be a tensor with a row for each image.")
         if keyword == LABELS:
@@ -84,6 +131,8 @@ def _check_labels(labels: Tensor, batch_size: int, denoiser: nn.Module) -> None:
 
 def _check_keywords(condition: Condition, denoiser: nn.Module) -> None:
     needed, taken = _keywords(type(denoiser).forward)
+    if taken is not None:
+        needed |= taken & trial_condition(denoiser, "meta").keys()
     name = type(denoiser).__name__
     if missing := needed - condition.keys():
         raise ValueError(f"{name} needs {', '.join(f'`{keyword}`' for keyword in sorted(missing))}: give it in `condition`.")
@@ -97,43 +146,51 @@ def _keywords(forward: Callable) -> tuple[frozenset[str], frozenset[str] | None]
     parameters = list(signature(forward).parameters.values())
     if any(p.kind in (Parameter.VAR_KEYWORD, Parameter.VAR_POSITIONAL) for p in parameters):  # as of a wrapper
         return frozenset(), None
-    keywords = parameters[3:]
+    keywords = [parameter for parameter in parameters[2:] if parameter.name not in ("timestep", "return_dict")]
     return frozenset(p.name for p in keywords if p.default is p.empty), frozenset(p.name for p in keywords)
 
 
 def null_condition(condition: Condition, denoiser: nn.Module) -> Condition:
-    """What guidance compares a condition with: the null class, and zeros for floating-point numbers; the rest stays."""
-    return {keyword: _null(keyword, tensor, denoiser) for keyword, tensor in condition.items()}
+    """What guidance compares a condition with: the null class, and zeros for floating-point numbers; the rest stays.
 
+    So do masks, whatever their type, which say where there is something to attend to, and the sizes of images.
+    """
 
-def _null(keyword: str, tensor: Tensor, denoiser: nn.Module) -> Tensor:
-    if keyword == LABELS:
-        return torch.full_like(tensor, num_classes(denoiser))
-    return torch.zeros_like(tensor) if tensor.is_floating_point() else tensor
+    def null(name: str, tensor: Tensor) -> Tensor:
+        if name == LABELS:
+            return torch.full_like(tensor, num_classes(denoiser))
+        stays = not tensor.is_floating_point() or name.endswith("mask") or name in SIZES
+        return tensor if stays else torch.zeros_like(tensor)
+
+    return _mapped(null, condition)
 
 
 def drop(condition: Condition, share: float, denoiser: nn.Module) -> Condition:
     """The condition, that of a random share of the samples replaced by the null condition; drawn where the tensors are."""
     if not condition:
         return condition
-    first, null = next(iter(condition.values())), null_condition(condition, denoiser)
+    _, first = _tensors(condition)[0]
     dropped = torch.rand(len(first), device=first.device) < share
-    return {keyword: torch.where(expand(dropped, tensor), null[keyword], tensor) for keyword, tensor in condition.items()}
+
+    def mixed(name: str, tensor: Tensor, null: Tensor) -> Tensor:
+        return torch.where(expand(dropped, tensor), null, tensor)
+
+    return _mapped(mixed, condition, null_condition(condition, denoiser))
 
 
 def concatenate(first: Condition, second: Condition) -> Condition:
     """One batch of two, whose conditions have the same keywords."""
-    return {keyword: torch.cat([tensor, second[keyword]]) for keyword, tensor in first.items()}
+    return _mapped(lambda name, *tensors: torch.cat(tensors), first, second)
 
 
 def to_device(condition: Condition, device: str | torch.device) -> Condition:
     """The condition with all tensors on a device."""
-    return {keyword: tensor.to(device) for keyword, tensor in condition.items()}
+    return _mapped(lambda name, tensor: tensor.to(device), condition)
 
 
 def batch_sizes(condition: Condition) -> dict[str, int]:
-    """The number of rows of each tensor, by keyword."""
-    return {keyword: len(tensor) for keyword, tensor in condition.items() if isinstance(tensor, Tensor) and tensor.ndim}
+    """The number of rows of each tensor, by its name."""
+    return {name: len(tensor) for name, tensor in _tensors(condition) if isinstance(tensor, Tensor) and tensor.ndim}
 
 
 def labels_of(class_labels: Labels, number: int, names: Mapping[str, int], denoiser: nn.Module) -> Tensor:

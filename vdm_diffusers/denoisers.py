@@ -1,13 +1,23 @@
-"""What a denoiser tells of itself: the shape of a sample, and what it makes of one."""
+"""Denoisers, whatever their class: how one is called, the shape of its samples, and what it makes of one."""
 
 from collections.abc import Sequence
 
 import torch
 from diffusers import ModelMixin
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from .conditioning import trial_condition
+from .conditioning import Condition, trial_condition
+from .precision import compute_dtype
+
+
+def predict(unet: nn.Module, sample: Tensor, timestep: Tensor, condition: Condition | None = None) -> Tensor:
+    """A denoiser's output for samples `(B, C, *size)` at timesteps `(B,)`, in their dtype; it computes in its own.
+
+    All keywords are given by name, for denoisers differ in their order. It may have further channels, of learned variances.
+    """
+    sample_of_its_dtype = sample.to(compute_dtype(unet, sample.dtype))
+    return unet(sample_of_its_dtype, timestep=timestep, return_dict=False, **(condition or {}))[0].to(sample.dtype)
 
 
 def sample_shape(unet: nn.Module) -> tuple[int, ...] | None:
@@ -33,6 +43,6 @@ def check_denoiser(unet: ModelMixin, shape: Sequence[int]) -> None:
     config = dict(unet.config) | {"_use_default_values": []}  # what is listed there `from_config` would leave out
     with torch.device("meta"):
         twin = type(unet).from_config(config).eval()
-        output = twin(torch.zeros(1, *shape), torch.zeros(1), return_dict=False, **trial_condition(unet))[0]
+        output = predict(twin, torch.zeros(1, *shape), torch.zeros(1), trial_condition(unet, "meta"))
     if output.shape[0] != 1 or output.shape[1] not in (shape[0], 2 * shape[0]) or tuple(output.shape[2:]) != tuple(shape[1:]):
         raise ValueError(f"Its denoiser makes {tuple(output.shape[1:])} of {tuple(shape)}.")

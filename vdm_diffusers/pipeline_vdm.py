@@ -28,18 +28,18 @@ from .conditioning import (
     num_classes,
     to_device,
 )
-from .denoisers import sample_shape
+from .denoisers import predict, sample_shape
 from .guards.arguments import Within, check_argument, checked
 from .guards.finiteness import Trace, check_images
 from .guards.plain_config import PlainConfigMixin
 from .pictures import image_format, image_to_tensor
 from .pixel_space import check_pixel_space
-from .precision import compute_dtype
 from .probability_flow.likelihood import log_likelihood
 from .probability_flow.ode import integrate
 from .scheduling import identity as scheduler_checks
 from .scheduling.any_timesteps import kept_timesteps, with_timesteps
 from .scheduling.identity import check_description, check_scheduler
+from .scheduling.reverse_steps import is_learned
 from .scheduling_vdm import VDMScheduler
 from .vdm import VDM, evaluating
 
@@ -481,10 +481,8 @@ class VDMPipeline(PlainConfigMixin, DiffusionPipeline):
         return unconditional + self.guidance_scale * (conditional - unconditional)
 
     def _output(self, sample: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        timesteps = t.to(sample.device).expand(len(sample))
-        dtype = compute_dtype(self.unet, sample.dtype)
-        output = self.unet(sample.to(dtype), timesteps, return_dict=False, **condition)[0]
-        return output.to(sample.dtype)
+        output = predict(self.unet, sample, t.to(sample.device).expand(len(sample)), condition)
+        return output if is_learned(self.scheduler.config.get("variance_type")) else output[:, : sample.shape[1]]
 
     def _decode(self, latents: Tensor, output_type: str):
         """The images of `z_0`. A stock scheduler ends in `x`, where `alpha_0 = 1`."""

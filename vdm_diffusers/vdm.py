@@ -17,7 +17,7 @@ from . import gaussian
 from .autoencoders import encode, scale_to_unit
 from .class_names import in_order
 from .conditioning import Condition, as_condition, check_condition, num_classes
-from .denoisers import sample_shape
+from .denoisers import predict, sample_shape
 from .error_profiles import ErrorProfile
 from .guards.arguments import Within, checked
 from .guards.loading import loading
@@ -102,8 +102,8 @@ class VDM(nn.Module):
     Prepare it with Accelerate as a whole: the schedule's parameters are reached only through this module's `forward`.
 
     Args:
-        unet (`nn.Module`): The denoiser, called as `unet(z_t, timestep, return_dict=False, **condition)[0]`: a
-            [`VDMUNet2DModel`], a [`~diffusers.UNet2DModel`], a [`~diffusers.DiTTransformer2DModel`], ...
+        unet (`nn.Module`): The denoiser, called as `unet(z_t, timestep=timestep, return_dict=False, **condition)[0]`:
+            a [`VDMUNet2DModel`], a [`~diffusers.UNet2DModel`], a [`~diffusers.DiTTransformer2DModel`], ...
         noise_schedule ([`NoiseSchedule`]): Fixed or learnable.
         prediction_type (`str`, defaults to `"epsilon"`): What the denoiser estimates: `"epsilon"`, `"sample"`, `"score"` or
             `"v_prediction"`.
@@ -380,9 +380,7 @@ class VDM(nn.Module):
         A denoiser with learned variances (Improved DDPM) has further channels. They are dropped: the schedule gives variances.
         """
         timestep = self.timestep_map(gamma_t)
-        sample = z_t.to(compute_dtype(self.unet, z_t.dtype))
-        output = self.unet(sample, timestep, return_dict=False, **(condition or {}))[0]
-        return output[:, : z_t.shape[1]].to(z_t.dtype)
+        return predict(self.unet, z_t, timestep, condition)[:, : z_t.shape[1]]
 
     def to_scheduler(self) -> VDMScheduler:
         """A scheduler with the present state of the noise schedule."""

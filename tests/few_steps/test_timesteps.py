@@ -245,7 +245,7 @@ def test_what_is_found_for_a_vdm_is_taken_by_its_pipeline(tmp_path, capsys):
     vdm = VDMPipeline.from_pipe(pipe)
     vdm.scheduler = EulerDiscreteScheduler.from_pretrained(tmp_path / "euler", subfolder="scheduler")
     seen = []
-    vdm.unet.register_forward_pre_hook(lambda unet, args: seen.append(float(args[1][0])))
+    vdm.unet.register_forward_pre_hook(lambda unet, args, told: seen.append(float(told["timestep"][0])), with_kwargs=True)
     vdm(2, num_inference_steps=2)
     assert seen == found["timesteps"]
 

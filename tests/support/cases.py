@@ -5,7 +5,7 @@ from functools import partial
 
 import torch
 from diffusers import ModelMixin
-from tiny_pipelines import conditional_unet
+from tiny_pipelines import TEXT_AND_SIZES, conditional_unet, pixart
 
 from vdm_diffusers import VDMUNet2DModel, gaussian
 from vdm_diffusers.conditioning import Condition
@@ -52,5 +52,20 @@ CONDITIONS: dict[str, tuple[Callable[[], ModelMixin], Callable[[int], Condition]
         lambda n: {"class_labels": torch.arange(n) % 3, "conditioning": torch.randn(n, 2)},
     ),
     "text": (conditional_unet, lambda n: {"encoder_hidden_states": torch.randn(n, 3, 8)}),
+    "text and sizes": (
+        partial(conditional_unet, **TEXT_AND_SIZES),
+        lambda n: {
+            "encoder_hidden_states": torch.randn(n, 3, 8),
+            "added_cond_kwargs": {"text_embeds": torch.randn(n, 8), "time_ids": torch.rand(n, 6)},
+        },
+    ),
+    "masked text and sizes": (
+        partial(pixart, use_additional_conditions=True, num_attention_heads=3, cross_attention_dim=24),
+        lambda n: {
+            "encoder_hidden_states": torch.randn(n, 3, 8),
+            "encoder_attention_mask": torch.arange(3) <= torch.arange(n)[:, None],
+            "added_cond_kwargs": {"resolution": torch.rand(n, 2), "aspect_ratio": torch.rand(n, 1)},
+        },
+    ),
 }
 """A denoiser of samples (4, 8, 8), and conditions for so many samples."""

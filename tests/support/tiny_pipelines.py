@@ -63,13 +63,17 @@ def vqvae() -> VQModel:
 
 
 def transformer(cls: type[DiTTransformer2DModel | PixArtTransformer2DModel], **kwargs):
-    transformer = cls(
-        num_layers=1, patch_size=2, attention_head_dim=8, num_attention_heads=2, in_channels=4, out_channels=8, sample_size=8,
-        attention_bias=True, num_embeds_ada_norm=1000, **kwargs,
-    )  # fmt: skip
+    options = {"num_layers": 1, "patch_size": 2, "attention_head_dim": 8, "num_attention_heads": 2, "attention_bias": True}
+    options |= {"in_channels": 4, "out_channels": 8, "sample_size": 8, "num_embeds_ada_norm": 1000}
+    transformer = cls(**options | kwargs)
     for parameter in transformer.parameters():
         torch.nn.init.normal_(parameter, std=0.2)  # some are initialised to zero
     return transformer
+
+
+def pixart(**kwargs) -> PixArtTransformer2DModel:
+    options = {"caption_channels": 8, "cross_attention_dim": 16, "norm_type": "ada_norm_single"}
+    return transformer(PixArtTransformer2DModel, **options | kwargs)
 
 
 def stable_diffusion(cls: type[DiffusionPipeline], scheduler, in_channels: int = 4) -> DiffusionPipeline:
@@ -79,11 +83,15 @@ def stable_diffusion(cls: type[DiffusionPipeline], scheduler, in_channels: int =
     )  # fmt: skip
 
 
+TEXT_AND_SIZES = {
+    "addition_embed_type": "text_time", "addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 56,
+}  # fmt: skip
+
+
 def stable_diffusion_xl(scheduler) -> StableDiffusionXLPipeline:
-    added = {"addition_embed_type": "text_time", "addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 56}
     return StableDiffusionXLPipeline(
-        vae=vae(), text_encoder=None, text_encoder_2=None, tokenizer=None, tokenizer_2=None, unet=conditional_unet(**added),
-        scheduler=scheduler, add_watermarker=False,
+        vae=vae(), text_encoder=None, text_encoder_2=None, tokenizer=None, tokenizer_2=None,
+        unet=conditional_unet(**TEXT_AND_SIZES), scheduler=scheduler, add_watermarker=False,
     )  # fmt: skip
 
 
@@ -104,13 +112,7 @@ BUILDERS: dict[str, Callable[..., DiffusionPipeline]] = {
     "SD inpainting": partial(stable_diffusion, StableDiffusionInpaintPipeline, in_channels=9),
     "SD inpainting, plain denoiser": partial(stable_diffusion, StableDiffusionInpaintPipeline),
     "SDXL": stable_diffusion_xl,
-    "PixArt-α": lambda scheduler: PixArtAlphaPipeline(
-        None,
-        None,
-        vae(),
-        transformer(PixArtTransformer2DModel, caption_channels=8, cross_attention_dim=16, norm_type="ada_norm_single"),
-        scheduler,
-    ),
+    "PixArt-α": lambda scheduler: PixArtAlphaPipeline(None, None, vae(), pixart(), scheduler),
 }
 CALLS: dict[str, dict] = {
     "DDPM": {"batch_size": 2},

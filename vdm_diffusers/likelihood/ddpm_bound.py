@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 
 from .. import gaussian
 from ..conditioning import Condition
+from ..denoisers import predict
 from ..pixel_space import check_pixel_space
 from ..precision import FullPrecisionModule
 from ..scheduling_vdm import VDMScheduler
@@ -62,7 +63,7 @@ class DDPM(nn.Module):
     A model of a β-chain, with DDPM's bound. Index t = 0, ..., T - 1 of the chain is the latent x_{t+1} of the paper.
 
     Args:
-        unet (`nn.Module`): The denoiser, called as `unet(z_t, t, return_dict=False, **condition)[0]`.
+        unet (`nn.Module`): The denoiser, called as `unet(z_t, timestep=t, return_dict=False, **condition)[0]`.
         gammas (`Tensor` of shape `(T,)`): `log((1 - ᾱ_t) / ᾱ_t)` of the chain, increasing.
         prediction_type (`str`, defaults to `"epsilon"`): What it estimates.
         variance_type (`str`, defaults to `"fixed_small"`): One of `VARIANCE_TYPES`; a learned one takes further channels.
@@ -151,8 +152,7 @@ class DDPM(nn.Module):
         """What the denoiser says at `z_t` of the indices `(B,)`."""
         gamma_t = self.chain.gammas[index].to(x.dtype)
         z_t = gaussian.diffuse(x, eps, gamma_t)
-        dtype = next(self.unet.parameters()).dtype
-        output = self.unet(z_t.to(dtype), index, return_dict=False, **(condition or {}))[0].to(x.dtype)
+        output = predict(self.unet, z_t, index, condition)
         estimate, variance = output[:, : x.shape[1]], output[:, x.shape[1] :]
         estimate = gaussian.predicted_sample(self.prediction_type, estimate, z_t, gamma_t)
         estimate = estimate.clamp(-1, 1) if self.clip_denoised else estimate

@@ -12,7 +12,7 @@ from torch.utils.data import IterableDataset
 from ..conditioning import trial_condition
 from ..data.checking import describe_unreadable
 from ..data.images import ImageData
-from ..denoisers import sample_shape
+from ..denoisers import predict, sample_shape
 from ..guards.messages import Message, refuse_if
 from ..pictures import in_words
 from ..vdm import VDM
@@ -133,7 +133,7 @@ def activation_bytes(vdm: VDM, batch_size: int) -> int:
 
     z_t, condition = torch.zeros(1, *sample_shape(unet), device="meta"), trial_condition(unet, "meta")
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        output = unet(z_t, torch.zeros(1, device="meta"), return_dict=False, **condition)[0]
+        output = predict(unet, z_t, torch.zeros(1, device="meta"), condition)
     del output
     return batch_size * sum(kept.values())
 
