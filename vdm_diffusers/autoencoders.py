@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psutil
 import torch
-from diffusers import AutoModel, ModelMixin
+from diffusers import AutoModel, DiffusionPipeline, ModelMixin
 from torch import Tensor
 
 from .guards.foreign_models import check_model, weights_limited
@@ -51,6 +51,11 @@ def load_autoencoder(name_or_path: str | os.PathLike, cache_dir: str | None = No
             *(str(name_or_path), reason),
         )
     )
+
+
+def autoencoder_of(pipeline: DiffusionPipeline) -> ModelMixin | None:
+    """The autoencoder whose latents a pipeline samples, if it has one."""
+    return pipeline.components.get("vae") or pipeline.components.get("vqvae")
 
 
 def scale_to_unit(images: Tensor, num_levels: int) -> Tensor:

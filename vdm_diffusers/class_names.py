@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 
+from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from .guards.messages import Argument, Message
@@ -40,6 +41,17 @@ def labels_by_name(id2label: Mapping[int, str] | None) -> dict[str, int]:
     count = Counter(part for part, _ in synonyms)
     labels = names | {part: label for part, label in synonyms if part and count[part] == 1 and part not in full}
     return dict(sorted(labels.items()))
+
+
+def names_of(pipeline: DiffusionPipeline) -> dict[int, str] | None:
+    """Names by their labels, as a pipeline was given them; of a [`DiTPipeline`], which keeps but parts of names, these."""
+    given = pipeline.config.get("id2label")
+    if given:
+        return {int(label): name for label, name in given.items()}
+    parts: dict[int, list[str]] = {}
+    for part, label in getattr(pipeline, "labels", {}).items():
+        parts.setdefault(label, []).append(part)
+    return {label: ", ".join(names) for label, names in parts.items()} or None
 
 
 def in_order(id2label: Mapping[int, str] | None, number: int | None) -> list[str] | None:

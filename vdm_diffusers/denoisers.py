@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import torch
-from diffusers import ModelMixin
+from diffusers import DiffusionPipeline, ModelMixin
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
@@ -18,6 +18,30 @@ def predict(unet: nn.Module, sample: Tensor, timestep: Tensor, condition: Condit
     """
     sample_of_its_dtype = sample.to(compute_dtype(unet, sample.dtype))
     return unet(sample_of_its_dtype, timestep=timestep, return_dict=False, **(condition or {}))[0].to(sample.dtype)
+
+
+DENOISERS = ("unet", "transformer")
+"""What pipelines call it."""
+
+
+def denoiser_name(pipeline: DiffusionPipeline) -> str:
+    """What a pipeline calls its denoiser; `ValueError` if it has none, or one that is told of another image in its sample."""
+    names = [name for name in DENOISERS if pipeline.components.get(name) is not None]
+    if not names:
+        raise ValueError(f"{type(pipeline).__name__} has no {' or '.join(f'`{name}`' for name in DENOISERS)}: no denoiser.")
+    config = getattr(getattr(pipeline, names[0]), "config", {})
+    taken, made = config.get("in_channels"), config.get("out_channels")
+    if None not in (taken, made) and made not in (taken, 2 * taken):
+        raise ValueError(
+            f"The denoiser of {type(pipeline).__name__} takes {taken} channels and makes {made}, as one that is told of another"
+            " image beside its sample, for inpainting or super-resolution: give one of the sample alone."
+        )
+    return names[0]
+
+
+def denoiser_of(pipeline: DiffusionPipeline) -> nn.Module:
+    """The denoiser of a pipeline, as [`denoiser_name`] finds it."""
+    return getattr(pipeline, denoiser_name(pipeline))
 
 
 def sample_shape(unet: nn.Module) -> tuple[int, ...] | None:

@@ -14,8 +14,8 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
 from . import gaussian
-from .autoencoders import decode
-from .class_names import Labels, check_class_names, labels_by_name
+from .autoencoders import autoencoder_of, decode
+from .class_names import Labels, check_class_names, labels_by_name, names_of
 from .conditioning import (
     Condition,
     as_condition,
@@ -28,7 +28,7 @@ from .conditioning import (
     num_classes,
     to_device,
 )
-from .denoisers import predict, sample_shape
+from .denoisers import denoiser_of, predict, sample_shape
 from .guards.arguments import Within, check_argument, checked
 from .guards.finiteness import Trace, check_images
 from .guards.plain_config import PlainConfigMixin
@@ -110,8 +110,9 @@ class VDMPipeline(PlainConfigMixin, DiffusionPipeline):
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs) -> "VDMPipeline":
         """As in diffusers, with whatever denoiser and autoencoder the other pipeline has."""
-        components = {name: pipeline.components.get(name) for name in ("unet", "scheduler", "vae")}
-        return super().from_pipe(pipeline, **({key: value for key, value in components.items() if value is not None} | kwargs))
+        given = {"unet": denoiser_of(pipeline), "scheduler": pipeline.scheduler, "vae": autoencoder_of(pipeline)}
+        given |= {"id2label": names_of(pipeline)}
+        return super().from_pipe(pipeline, **({name: value for name, value in given.items() if value is not None} | kwargs))
 
     def get_label_ids(self, label: str | list[str]) -> list[int]:
         """The labels of classes by their names, as in [`DiTPipeline`]; `ValueError` for names that are none's or several's."""

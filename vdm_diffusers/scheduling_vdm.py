@@ -83,9 +83,10 @@ class VDMScheduler(SchedulerMixin, PlainConfigMixin):
         rescale_betas_zero_snr (`bool`, defaults to `False`): Rescale the chain so that it ends in pure noise.
         set_alpha_to_one (`bool`, defaults to `True`): End DDIM's steps in `x` itself, as DDPM's do, not in the chain's index 0.
         spacing (`str`, *optional*):
-            Where a noise schedule is visited: at equal distances of `"gamma"` between its end points, or of its `"time"`. By
-            default a VDM's in gamma, because a schedule that was learned for the bound spends its time at low noise, where
-            images hardly change; one that is given to the model of a β-chain in time.
+            Where a noise schedule is visited: at equal distances of `"gamma"` between its end points, of its `"time"`, or of
+            the `"timestep"` that the denoiser is told, which for a VDM is the same as gamma. By default a VDM's in gamma,
+            because a schedule that was learned for the bound spends its time at low noise, where images hardly change; one
+            that is given to the model of a β-chain in time.
         timestep_spacing (`str`, defaults to `"linspace"`): Which indices of a chain are visited.
         steps_offset (`int`, defaults to 0): Added to them if the spacing is `"leading"`.
         variance_type (`str`, *optional*, defaults to `"fixed_small"`):

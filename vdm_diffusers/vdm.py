@@ -1,5 +1,7 @@
 """VDM = denoiser + noise schedule -> the three terms of the variational bound (Kingma et al. 2021, section 3 and 4)."""
 
+import copy
+import inspect
 import math
 import os
 import warnings
@@ -10,14 +12,14 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import diffusers
 import torch
-from diffusers import ModelMixin
+from diffusers import DiffusionPipeline, ModelMixin
 from torch import Tensor, nn
 
 from . import gaussian
-from .autoencoders import encode, scale_to_unit
-from .class_names import in_order
+from .autoencoders import autoencoder_of, encode, scale_to_unit
+from .class_names import in_order, names_of
 from .conditioning import Condition, as_condition, check_condition, num_classes
-from .denoisers import predict, sample_shape
+from .denoisers import denoiser_name, denoiser_of, predict, sample_shape
 from .error_profiles import ErrorProfile
 from .guards.arguments import Within, checked
 from .guards.loading import loading
@@ -32,6 +34,12 @@ from .weightings import WEIGHTINGS, check_weighting
 
 if TYPE_CHECKING:
     from .pipeline_vdm import VDMPipeline
+
+
+STEP_OPTIONS = (
+    "variance_type", "clip_sample", "clip_sample_range", "thresholding", "dynamic_thresholding_ratio", "sample_max_value",
+)  # fmt: skip
+"""What a scheduler says of every step, whichever gammas are visited."""
 
 
 class VDMLoss(NamedTuple):
@@ -120,6 +128,9 @@ class VDM(nn.Module):
         error_profile ([`ErrorProfile`], *optional*): Gives `p(z_s|z_t)` of the discrete-time bound the variance that is optimal
             by these errors of the denoiser; by default it is that of `q(z_s|z_t, x)`.
 
+    Attributes:
+        origin (`DiffusionPipeline`, *optional*): The pipeline that the model was made from, see [`~VDM.from_pipeline`].
+
     Raises:
         `TypeError`: for arguments of another type.
         `ValueError`: for an unknown `prediction_type` or `weighting`, `num_levels < 2` or `num_timesteps < 1`, for a
@@ -158,6 +169,7 @@ class VDM(nn.Module):
         self.weighting = weighting
         self.class_names = None if class_names is None else list(class_names)
         self.error_profile = error_profile
+        self.origin: DiffusionPipeline | None = None
         self.__dict__["vae"] = vae  # not registered: a frozen model belongs neither to the parameters nor to checkpoints
         if error_profile is not None and num_timesteps is None:
             raise ValueError("`error_profile` gives the steps of a chain their variances: say how many by `num_timesteps`.")
@@ -383,20 +395,39 @@ class VDM(nn.Module):
         return predict(self.unet, z_t, timestep, condition)[:, : z_t.shape[1]]
 
     def to_scheduler(self) -> VDMScheduler:
-        """A scheduler with the present state of the noise schedule."""
-        return VDMScheduler.from_noise_schedule(
-            self.noise_schedule, prediction_type=self.prediction_type, spacing="gamma", **self.timestep_map.config
-        )
+        """A scheduler with the present state of the noise schedule, which clips as that of the model's origin does, if any."""
+        scheduler = None if self.origin is None else VDMScheduler.from_config(self.origin.scheduler.config)
+        options = {} if scheduler is None else {name: scheduler.config[name] for name in STEP_OPTIONS}
+        options |= {"prediction_type": self.prediction_type, "spacing": "timestep"}
+        return VDMScheduler.from_noise_schedule(self.noise_schedule, **options, **self.timestep_map.config)
 
     def to_pipeline(self) -> "VDMPipeline":
         """A pipeline that shares the denoiser and has the present state of the noise schedule."""
-        id2label = None if self.class_names is None else dict(enumerate(self.class_names))
+        id2label = self._id2label()
         return diffusers.VDMPipeline(self.unet, self.to_scheduler(), self.vae, num_levels=self.num_levels, id2label=id2label)
+
+    def to_original_pipeline(self) -> DiffusionPipeline:
+        """
+        As [`~VDM.to_pipeline`], but of the class that the model came from, with all its other components.
+
+        The scheduler is a [`VDMScheduler`]. That of another class samples the model too, by the chain that it was trained on:
+        `DDIMScheduler.from_config(pipe.scheduler.config)`.
+        """
+        if self.origin is None or isinstance(self.origin, diffusers.VDMPipeline):
+            return self.to_pipeline()
+        pipeline = copy.copy(self.origin)
+        pipeline.register_modules(**{denoiser_name(pipeline): self.unet, "scheduler": self.to_scheduler()})
+        if "id2label" in inspect.signature(type(pipeline)).parameters:
+            pipeline.register_to_config(id2label=self._id2label())
+        return pipeline
+
+    def _id2label(self) -> dict[int, str] | None:
+        return None if self.class_names is None else dict(enumerate(self.class_names))
 
     @classmethod
     def from_pipeline(
         cls,
-        pipeline: "VDMPipeline",
+        pipeline: DiffusionPipeline,
         noise_schedule: NoiseSchedule | None = None,
         num_timesteps: int | None = None,
         weighting: str = "elbo",
@@ -404,38 +435,39 @@ class VDM(nn.Module):
     ) -> "VDM":
         """The model that a pipeline samples, sharing its denoiser.
 
+        Any pipeline that denoises images or their latents from noise alone, by a β-chain or as a VDM: [`VDMPipeline`],
+        [`DDPMPipeline`], [`LDMPipeline`], [`DiTPipeline`], [`StableDiffusionPipeline`], [`PixArtAlphaPipeline`], ...  What else
+        it has, such as a text encoder, is saved with the model.
+
         Its noise schedule is the scheduler's table or chain, fixed, unless another is given to train on with. Raises
-        `ValueError` if it needs another because the chain ends in pure noise, and for a scheduler that was not made for the
-        model.
+        `ValueError` if it needs another because the chain ends in pure noise, for a scheduler that was not made for the
+        model, and for a denoiser that is told of another image, for inpainting or super-resolution.
         """
+        unet = denoiser_of(pipeline)
         if pipeline.config.get("trained_for") is not None:
             check_scheduler(pipeline.scheduler, pipeline.config.trained_for)
         scheduler = VDMScheduler.from_config(pipeline.scheduler.config)
         noise_schedule = noise_schedule or scheduler.noise_schedule
         if noise_schedule is None:
-            gammas = scheduler.timestep_map.gammas
-            if gammas[-1].isinf():
-                raise ValueError(
-                    "The chain ends in pure noise (`rescale_betas_zero_snr`), where gamma is infinite: give a `noise_schedule`"
-                    " whose end points are finite."
-                )
-            noise_schedule = TableSchedule(gammas.tolist())
-        return cls(
-            pipeline.unet,
+            noise_schedule = _schedule_of_chain(scheduler)
+        vdm = cls(
+            unet,
             noise_schedule,
             prediction_type=scheduler.config.prediction_type,
             num_levels=pipeline.config.get("num_levels", 256),
             num_timesteps=num_timesteps,
             timestep_map=scheduler.timestep_map,
             weighting=weighting,
-            vae=getattr(pipeline, "vae", None),
-            class_names=in_order(pipeline.config.get("id2label"), num_classes(pipeline.unet)),
+            vae=autoencoder_of(pipeline),
+            class_names=in_order(names_of(pipeline), num_classes(unet)),
             error_profile=error_profile,
         )
+        vdm.origin = pipeline
+        return vdm
 
     def save_pretrained(self, save_directory: str | os.PathLike) -> None:
-        """Save the pipeline, and beside it, in `noise_schedule/`, the schedule as a module for whoever trains on."""
-        self.to_pipeline().save_pretrained(save_directory)
+        """Save [`~VDM.to_original_pipeline`], and beside it, in `noise_schedule/`, the schedule as a module to train on."""
+        self.to_original_pipeline().save_pretrained(save_directory)
         self.noise_schedule.save_pretrained(os.path.join(save_directory, "noise_schedule"))
 
     @classmethod
@@ -456,13 +488,26 @@ class VDM(nn.Module):
         """
         source = {"pretrained_model_name_or_path": pretrained_model_name_or_path, "subfolder": "noise_schedule"}
         with loading(f"The model {str(pretrained_model_name_or_path)!r}"):
-            pipeline = diffusers.VDMPipeline.from_pretrained(pretrained_model_name_or_path, **kwargs)
+            pipeline = DiffusionPipeline.from_pretrained(pretrained_model_name_or_path, **kwargs)
             schedule = (
                 None
                 if _is_a_mere_pipeline(pretrained_model_name_or_path)
                 else NoiseSchedule.from_pretrained(**source, **kwargs)
             )
             return cls.from_pipeline(pipeline, schedule, num_timesteps, weighting)
+
+
+def _schedule_of_chain(scheduler: VDMScheduler) -> TableSchedule:
+    gammas = scheduler.timestep_map.gammas
+    if gammas[-1].isinf():
+        why = "where gamma is infinite"
+        if scheduler.config.prediction_type == "epsilon":
+            why += " and a denoiser that estimates `epsilon` says nothing of the data"
+        raise ValueError(
+            f"The chain ends in pure noise (`rescale_betas_zero_snr`), {why}: give a `noise_schedule` whose end points are"
+            " finite."
+        )
+    return TableSchedule(gammas.tolist())
 
 
 def _is_a_mere_pipeline(name_or_path: str | os.PathLike) -> bool:

@@ -66,7 +66,7 @@ RULES: dict[str, Rule] = {
     "rescale_betas_zero_snr": SWITCH,
     "set_alpha_to_one": SWITCH,
     "timestep_spacing": _one_of(SPACINGS),
-    "spacing": _one_of(("gamma", "time"), or_none=True),
+    "spacing": _one_of(("gamma", "time", "timestep"), or_none=True),
     "steps_offset": (lambda value: is_whole(value, 0, MAX_LENGTH), "a whole number, 0 or more"),
 }
 """Of each option but the lists: whether a value is allowed, and the end of the sentence if not."""

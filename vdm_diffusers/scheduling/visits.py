@@ -151,7 +151,7 @@ class ScheduleVisits(Visits):
 
     def spaced(self, num_steps: int, config: Mapping[str, object]) -> Steps:
         spacing = config["spacing"] or ("time" if isinstance(self.timestep_map, ChainTimesteps) else "gamma")
-        gammas = SCHEDULE_SPACINGS[spacing](self.noise_schedule, num_steps).flip(0)
+        gammas = SCHEDULE_SPACINGS[spacing](self, num_steps).flip(0)
         return Steps(self.timestep_map(gammas[:-1]).float(), gammas[:-1], gammas[1:], gammas[1:])
 
     def between(self, timesteps: Tensor, stride: int | None) -> Steps:
@@ -161,16 +161,22 @@ class ScheduleVisits(Visits):
         return Steps(timesteps.float(), gammas, gammas_next, gammas_next)
 
 
-def _even_gammas(noise_schedule: TableSchedule, num_steps: int) -> Tensor:
-    first, last = noise_schedule.knot_gammas[[0, -1]]
-    return torch.lerp(first, last, torch.linspace(0, 1, num_steps + 1, dtype=first.dtype, device=first.device))
+def _even(ends: Tensor, num_steps: int) -> Tensor:
+    return torch.lerp(*ends, torch.linspace(0, 1, num_steps + 1, dtype=ends.dtype, device=ends.device))
 
 
-SCHEDULE_SPACINGS: dict[str, Callable[[TableSchedule, int], Tensor]] = {
-    "gamma": _even_gammas,
-    "time": TableSchedule.chain,
+def _even_timesteps(visits: ScheduleVisits, num_steps: int) -> Tensor:
+    ends = visits.noise_schedule.knot_gammas[[0, -1]]
+    inside = visits.timestep_map.inverse(_even(visits.timestep_map(ends), num_steps)[1:-1])
+    return torch.cat([ends[:1], inside, ends[1:]])
+
+
+SCHEDULE_SPACINGS: dict[str, Callable[[ScheduleVisits, int], Tensor]] = {
+    "gamma": lambda visits, num_steps: _even(visits.noise_schedule.knot_gammas[[0, -1]], num_steps),
+    "time": lambda visits, num_steps: visits.noise_schedule.chain(num_steps),
+    "timestep": _even_timesteps,
 }
-"""`(noise_schedule, num_steps) -> gammas`, increasing, `(num_steps + 1,)`: at equal distances of which."""
+"""`(visits, num_steps) -> gammas`, increasing, `(num_steps + 1,)`: at equal distances of which."""
 
 
 def timesteps_of(config: Mapping[str, object]) -> tuple[TimestepMap, Tensor]:

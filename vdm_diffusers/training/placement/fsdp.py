@@ -104,5 +104,5 @@ def _laid_out_as(parameter: Tensor, shard: Tensor) -> Tensor:
 
 
 def _copy(vdm: VDM) -> VDM:
-    """A copy of the model, which shares its autoencoder."""
-    return copy.deepcopy(vdm, {id(vdm.vae): vdm.vae})
+    """A copy of the model, which shares its autoencoder and the pipeline that it was made from."""
+    return copy.deepcopy(vdm, {id(shared): shared for shared in (vdm.vae, vdm.origin)})
