@@ -16,8 +16,9 @@ PACKAGE = Path(vdm_diffusers.__file__).parent
 ORDER = (
     "precision", "units", "randomness", "gaussian", "weightings", "timestep_maps", "guards", "pictures", "command_line",
     "noise_schedules",
-    "unet_vdm", "autoencoders", "class_names", "conditioning", "denoisers", "error_profiles",
-    "scheduling", "scheduling_vdm", "vdm", "pixel_space", "probability_flow", "pipeline_vdm",
+    "unet_vdm", "autoencoders", "class_names", "conditioning", "denoisers", "text_encoders", "prompts",
+    "error_profiles", "scheduling", "scheduling_vdm", "known_images", "vdm", "pixel_space", "probability_flow",
+    "pipeline_vdm",
     "figures", "likelihood", "data", "training",
     "convert", "few_steps", "image_quality", "fid", "evaluate", "train",
 )  # fmt: skip

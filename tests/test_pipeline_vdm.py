@@ -215,6 +215,7 @@ def test_half_precision_denoiser_keeps_float32_latents():
         ({"class_labels": [0, 1]}, "this denoiser is unconditional"),
         ({"class_labels": [0, 1], "guidance_scale": 2.0}, "this denoiser is unconditional"),
         ({"guidance_scale": 3.0}, "`guidance_scale` is 3.0, which needs `class_labels`"),
+        ({"prompt": "a prompt"}, "takes no prompt such as 'a prompt'"),
         ({"callback_on_step_end_tensor_inputs": ["prompt"]}, "offers"),
         ({"num_inference_steps": 0}, "`num_inference_steps` is 0, but must be from 1"),
         ({"guidance_scale": float("nan")}, "`guidance_scale` is nan"),
@@ -230,7 +231,6 @@ def test_bad_arguments_are_refused(kwargs, message):
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"batch_size": "a prompt"}, "takes no prompt such as 'a prompt'"),
         ({"batch_size": 2.0}, "`batch_size` is 2.0, but must be a whole number"),
         ({"generator": 0}, r"`generator` is 0, but must be a `torch.Generator`.*manual_seed\(0\)"),
         ({"batch_size": 2, "generator": [1, 2]}, r"`generator` is \[1, 2\], but must be"),

@@ -49,15 +49,15 @@ def trial_condition(denoiser: nn.Module, device: str | torch.device = "cpu") -> 
     condition: dict[str, Tensor | Condition] = {}
     if num_classes(denoiser) is not None:
         condition[LABELS] = torch.zeros(1, dtype=torch.long, device=device)
-    if (width := _text_width(denoiser)) is not None:
+    if (width := text_width(denoiser)) is not None:
         condition["encoder_hidden_states"] = torch.zeros(1, 1, width, device=device)
     if widths := _added_widths(denoiser):
         condition["added_cond_kwargs"] = {name: torch.zeros(1, width, device=device) for name, width in widths.items()}
     return condition
 
 
-def _text_width(denoiser: nn.Module) -> int | None:
-    """The length of a vector of text as a denoiser takes it; `None` if it takes no text."""
+def text_width(denoiser: nn.Module) -> int | None:
+    """The length of the vectors of a text that a denoiser takes; `None` if it takes no text."""
     config = getattr(denoiser, "config", {})
     names = ("caption_channels", "encoder_hid_dim", "cross_attention_dim")
     width = next((config[name] for name in names if config.get(name)), None)
@@ -138,6 +138,12 @@ def _check_keywords(condition: Condition, denoiser: nn.Module) -> None:
         raise ValueError(f"{name} needs {', '.join(f'`{keyword}`' for keyword in sorted(missing))}: give it in `condition`.")
     if taken is not None and (unknown := condition.keys() - taken):
         raise ValueError(f"{name} takes no {', '.join(f'`{keyword}`' for keyword in sorted(unknown))}: leave it out.")
+
+
+def takes(denoiser: nn.Module, keyword: str) -> bool:
+    """Whether a denoiser may be told something by this keyword."""
+    _, taken = _keywords(type(denoiser).forward)
+    return taken is None or keyword in taken
 
 
 @lru_cache

@@ -14,7 +14,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
 from . import gaussian
-from .autoencoders import autoencoder_of, decode
+from .autoencoders import autoencoder_of, decode, encode, scale_to_unit
 from .class_names import Labels, check_class_names, labels_by_name, names_of
 from .conditioning import (
     Condition,
@@ -32,15 +32,18 @@ from .denoisers import denoiser_of, predict, sample_shape
 from .guards.arguments import Within, check_argument, checked
 from .guards.finiteness import Trace, check_images
 from .guards.plain_config import PlainConfigMixin
+from .known_images import KnownImages, Masks, as_mask, last_timesteps
 from .pictures import image_format, image_to_tensor
 from .pixel_space import check_pixel_space
 from .probability_flow.likelihood import log_likelihood
 from .probability_flow.ode import integrate
+from .prompts import Prompts
 from .scheduling import identity as scheduler_checks
 from .scheduling.any_timesteps import kept_timesteps, with_timesteps
 from .scheduling.identity import check_description, check_scheduler
 from .scheduling.reverse_steps import is_learned
 from .scheduling_vdm import VDMScheduler
+from .text_encoders import PromptEncoder, prompt_encoder_of
 from .vdm import VDM, evaluating
 
 
@@ -52,6 +55,8 @@ NUMBERS = {
     "guidance_scale": Annotated[float, Within(-1e6, 1e6)],
     "num_inference_steps": Annotated[int, Within(1, 10**6)],
     "eta": Annotated[float, Within(0, 1)] | None,
+    "num_images_per_prompt": Annotated[int, Within(1, 2**20)],
+    "strength": Annotated[float, Within(0, 1)] | None,
 }
 """The numbers among the arguments of a call, and what they may be."""
 
@@ -73,6 +78,9 @@ class VDMPipeline(PlainConfigMixin, DiffusionPipeline):
             What the denoiser estimates at which noise levels, by [`~scheduler_checks.trained_for`]. Defaults to what the
             scheduler says. It is saved with the pipeline, and schedulers that were not made for the model are refused by it.
         id2label (`dict[int, str]`, *optional*): Names of the classes of a class-conditional denoiser by their labels.
+        text_encoder, tokenizer (`PreTrainedModel`, `PreTrainedTokenizerBase`, *optional*):
+            Of transformers, for a denoiser that is conditioned on text, see [`PromptEncoder`].
+        max_sequence_length (`int`, *optional*): Tokens of a prompt, to which all are padded or cut.
 
     Attributes:
         labels (`dict[str, int]`): The label of every name of a class. A name such as `"tench, Tinca tinca"` also counts by the
@@ -84,8 +92,8 @@ class VDMPipeline(PlainConfigMixin, DiffusionPipeline):
 
     __module__ = __package__  # the name of the library in a `model_index.json`
 
-    model_cpu_offload_seq = "unet->vae"
-    _optional_components = ["vae"]
+    model_cpu_offload_seq = "text_encoder->unet->vae"
+    _optional_components = ["vae", "text_encoder", "tokenizer"]
     _callback_tensor_inputs = ["latents"]
 
     @checked
@@ -97,22 +105,35 @@ class VDMPipeline(PlainConfigMixin, DiffusionPipeline):
         num_levels: Annotated[int, Within(2, 2**24)] | None = 256,
         id2label: dict | None = None,
         trained_for: dict | None = None,
+        text_encoder: nn.Module | None = None,
+        tokenizer: Callable | None = None,
+        max_sequence_length: int | None = None,
     ):
         super().__init__()
         check_description(trained_for)
         id2label = check_class_names(id2label, num_classes(unet))
-        self.register_modules(unet=unet, scheduler=scheduler, vae=vae)
+        self.register_modules(unet=unet, scheduler=scheduler, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer)
         self.register_to_config(
-            num_levels=num_levels, id2label=id2label, trained_for=trained_for or scheduler_checks.trained_for(scheduler)
+            num_levels=num_levels,
+            id2label=id2label,
+            trained_for=trained_for or scheduler_checks.trained_for(scheduler),
+            max_sequence_length=max_sequence_length,
         )
         self.labels = labels_by_name(id2label)
 
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs) -> "VDMPipeline":
-        """As in diffusers, with whatever denoiser and autoencoder the other pipeline has."""
+        """As in diffusers, with whatever denoiser and autoencoder the other pipeline has, and its text encoder if it is one."""
         given = {"unet": denoiser_of(pipeline), "scheduler": pipeline.scheduler, "vae": autoencoder_of(pipeline)}
         given |= {"id2label": names_of(pipeline)}
+        if (encoder := prompt_encoder_of(pipeline)) is not None:
+            given |= {name: getattr(encoder, name) for name in ("text_encoder", "tokenizer", "max_sequence_length")}
         return super().from_pipe(pipeline, **({name: value for name, value in given.items() if value is not None} | kwargs))
+
+    @property
+    def prompt_encoder(self) -> PromptEncoder | None:
+        """The tokenizer and the text encoder as one, if the pipeline has both and they fit its denoiser."""
+        return prompt_encoder_of(self)
 
     def get_label_ids(self, label: str | list[str]) -> list[int]:
         """The labels of classes by their names, as in [`DiTPipeline`]; `ValueError` for names that are none's or several's."""
@@ -121,7 +142,7 @@ class VDMPipeline(PlainConfigMixin, DiffusionPipeline):
     @torch.no_grad()
     def __call__(
         self,
-        batch_size: int | None = None,
+        batch_size: int | str | list[str] | None = None,
         class_labels: Labels | None = None,
         guidance_scale: float = 1.0,
         num_inference_steps: int = 250,
@@ -134,13 +155,24 @@ class VDMPipeline(PlainConfigMixin, DiffusionPipeline):
         callback_on_step_end: Callable[["VDMPipeline", int, Tensor, dict], dict] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         condition: Condition | None = None,
+        prompt: str | list[str] | None = None,
+        negative_prompt: str | list[str] | None = None,
+        num_images_per_prompt: int = 1,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        prompt_attention_mask: Tensor | None = None,
+        negative_prompt_attention_mask: Tensor | None = None,
+        image: Images | None = None,
+        strength: float | None = None,
+        mask_image: Masks | None = None,
     ) -> ImagePipelineOutput | tuple:
         r"""
         The call function to the pipeline for generation.
 
         Args:
             batch_size (`int`, *optional*):
-                The number of images to generate. Defaults to that of `class_labels`, `condition` or `latents`, or to 1.
+                The number of images to generate. Defaults to that of `prompt`, `class_labels`, `condition`, `image` or
+                `latents`, or to 1. A string or a list of them in this place is the `prompt`.
             class_labels (`list[int | str]`, `torch.Tensor`, `int` or `str`, *optional*):
                 One label an image, or one for all of them, if the denoiser is class-conditional: an integer, or the name of
                 a class. A string is always a name, `"3"` that of the class called so.
@@ -172,6 +204,22 @@ class VDMPipeline(PlainConfigMixin, DiffusionPipeline):
             callback_on_step_end_tensor_inputs (`list[str]`, *optional*): Tensors in `callback_kwargs`; `[]` for none.
             condition (`dict[str, torch.Tensor]`, *optional*):
                 What the denoiser is told besides, by its keywords, with a row for each image.
+            prompt (`str` or `list[str]`, *optional*):
+                The text of each image, or one for all of them, if the denoiser is conditioned on text. Without one it is the
+                empty text.
+            negative_prompt (`str` or `list[str]`, *optional*):
+                The text that guidance compares with. Defaults to the empty one, which training replaces captions by.
+            num_images_per_prompt (`int`, *optional*, defaults to 1): The number of images of each text.
+            prompt_embeds, negative_prompt_embeds (`torch.Tensor` of shape `(P, L, width)`, *optional*):
+                Texts that are encoded already. Without negative ones guidance compares with the empty text, or with zeros
+                where the pipeline has no text encoder.
+            prompt_attention_mask, negative_prompt_attention_mask (`torch.Tensor` of shape `(P, L)`, *optional*): Theirs.
+            image (*optional*):
+                Images to begin at, as [`~VDMPipeline.log_likelihood`] takes them, each as it is diffused to where the last
+                `strength` of the steps begin.
+            strength (`float`, *optional*): That share. Defaults to 0.8, or with a mask to 1; 1 begins at noise.
+            mask_image (*optional*):
+                Where `image` is drawn anew, white or 1; elsewhere it is kept. One for all images, or one for each.
 
         Returns:
             [`ImagePipelineOutput`] or `tuple`: whose first element is the images.
@@ -180,18 +228,20 @@ class VDMPipeline(PlainConfigMixin, DiffusionPipeline):
             `TypeError` and `ValueError`: for arguments that there are not, and a scheduler that was not made for the model.
             `FloatingPointError`: instead of images that are not finite, saying from which step on.
         """
-        if isinstance(batch_size, str):
-            raise TypeError(f"This model takes no prompt such as {batch_size!r}: it is not conditioned on text.")
+        if isinstance(batch_size, (str, list)) and prompt is None:
+            batch_size, prompt = None, batch_size
         given = {
             "batch_size": batch_size,
             "guidance_scale": guidance_scale,
             "num_inference_steps": num_inference_steps,
             "eta": eta,
+            "num_images_per_prompt": num_images_per_prompt,
+            "strength": strength,
         }
         for name, value in given.items():
             given[name] = value.item() if isinstance(value, Tensor) and value.ndim == 0 else value
             check_argument(name, given[name], NUMBERS[name])
-        batch_size, guidance_scale, num_inference_steps, eta = given.values()
+        batch_size, guidance_scale, num_inference_steps, eta, num_images_per_prompt, strength = given.values()
         _check_output_type(output_type, (*OUTPUT_TYPES, "latent"))
         self._check_pictures(output_type)
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
@@ -205,29 +255,50 @@ class VDMPipeline(PlainConfigMixin, DiffusionPipeline):
                 f"`callback_on_step_end_tensor_inputs` has {sorted(unknown)}, but offers {self._callback_tensor_inputs}."
             )
         check_scheduler(self.scheduler, self.config.get("trained_for"))
-        if guidance_scale != 1 and not as_condition(condition, class_labels):
-            raise ValueError(f"`guidance_scale` is {guidance_scale}, which needs `class_labels`, or another `condition`.")
+        for name, value in (("strength", strength), ("mask_image", mask_image)):
+            if value is not None and image is None:
+                raise ValueError(f"`{name}` was given without an `image`.")
         if latents is not None:
             self._check_shape("latents", latents)
         device = self._execution_device
-        condition = self._condition(condition, class_labels, batch_size or (1 if latents is None else len(latents)))
-        batch_size = self._resolve_batch_size(batch_size, condition, latents)
-        condition = self._checked(condition, batch_size)
+        x = None if image is None else self._known(image, generator)
+        prompts = Prompts(
+            prompt,
+            negative_prompt,
+            num_images_per_prompt,
+            *(prompt_embeds, negative_prompt_embeds, prompt_attention_mask, negative_prompt_attention_mask),
+        )
+        number = batch_size or next((len(given) for given in (latents, x) if given is not None), None)
+        condition, null = self._conditions(condition, class_labels, prompts, number)
+        if guidance_scale != 1 and not condition:
+            raise ValueError(f"`guidance_scale` is {guidance_scale}, which needs `class_labels`, a `prompt` or another `condition`.")
+        batch_size = self._resolve_batch_size(batch_size, condition, latents, x)
+        condition, null = (self._checked(told, batch_size) for told in (condition, null))
         # before the latents: some schedulers scale them by the first noise level
         self._set_timesteps(num_inference_steps, timesteps, device)
         latents = self._prepare_latents(batch_size, generator, latents, device)
+        timesteps, known = self.scheduler.timesteps, None
+        if x is not None:
+            strength = strength if strength is not None else 0.8 if mask_image is None else 1.0
+            noise = latents / self.scheduler.init_noise_sigma
+            mask = None if mask_image is None else as_mask(mask_image, batch_size, tuple(x.shape[2:])).to(device)
+            known = KnownImages(x.to(device, noise.dtype).expand(noise.shape), noise, mask)
+            timesteps = last_timesteps(self.scheduler, len(timesteps) // self.scheduler.order, strength)
+            latents = latents if strength == 1 else known.at(self.scheduler, timesteps[0])
 
         accepted = inspect.signature(self.scheduler.step).parameters
         given = {"eta": eta, "generator": generator}
         step_kwargs = {name: value for name, value in given.items() if value is not None and name in accepted}
-        self._num_timesteps = len(self.scheduler.timesteps)
+        self._num_timesteps = len(timesteps)
         self._guidance_scale = guidance_scale
         self._interrupt = False
         trace = Trace()
         with evaluating(self.unet):
-            for i, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
-                model_output = self._guided_output(latents, t, condition)
+            for i, t in enumerate(self.progress_bar(timesteps)):
+                model_output = self._guided_output(latents, t, condition, null)
                 latents = self.scheduler.step(model_output, t, latents, return_dict=False, **step_kwargs)[0]
+                if known is not None:
+                    latents = known.kept(latents, self.scheduler, timesteps[i + 1] if i + 1 < len(timesteps) else None)
                 trace.record(t, model_output, latents)
                 if callback_on_step_end is not None:
                     tensors = {"latents": latents} if callback_on_step_end_tensor_inputs else {}
@@ -250,6 +321,7 @@ class VDMPipeline(PlainConfigMixin, DiffusionPipeline):
         tolerance: float = 1e-5,
         generator: Generators = None,
         condition: Condition | None = None,
+        prompt: str | list[str] | None = None,
     ) -> Tensor:
         r"""
         The log-likelihood of images in nats, by the probability-flow ODE; see [`~ode_likelihood.log_likelihood`].
@@ -268,7 +340,7 @@ class VDMPipeline(PlainConfigMixin, DiffusionPipeline):
             trace (`str`, *optional*, defaults to `"rademacher"`): Or `"gaussian"` or, for small images, `"exact"`.
             tolerance (`float`, *optional*, defaults to 1e-5): Of the adaptive solver.
             generator (`torch.Generator` or a list of them, one an image, *optional*): Of the draws, on the CPU.
-            condition (*optional*): As `__call__` takes it.
+            condition, prompt (*optional*): As `__call__` takes them.
 
         Returns:
             `torch.Tensor` of shape `(B,)`: nats, in float64.
@@ -277,7 +349,7 @@ class VDMPipeline(PlainConfigMixin, DiffusionPipeline):
             `TypeError` and `ValueError`: for images that are not integers, do not fit `num_levels` or have another shape.
         """
         vdm, levels = self._vdm(), self._levels(images)
-        condition = self._checked(self._condition(condition, class_labels, len(levels)), len(levels))
+        condition = self._told(condition, class_labels, prompt, len(levels))
         _check_generators(generator, len(levels))
         options = (dequantization, num_importance_samples, trace, tolerance, generator)
         nats = log_likelihood(vdm, levels, condition, *options).nats
@@ -290,6 +362,7 @@ class VDMPipeline(PlainConfigMixin, DiffusionPipeline):
         class_labels: Labels | None = None,
         tolerance: float = 1e-5,
         condition: Condition | None = None,
+        prompt: str | list[str] | None = None,
     ) -> Tensor:
         """Images, as [`~VDMPipeline.log_likelihood`] takes them, to latents `z_1` `(B, C, *size)` in float32, by the ODE.
 
@@ -298,7 +371,7 @@ class VDMPipeline(PlainConfigMixin, DiffusionPipeline):
         vdm = self._vdm()
         x = vdm.scale(self._levels(images))
         gamma_0, gamma_1 = vdm.noise_schedule.end_points()
-        condition = self._checked(self._condition(condition, class_labels, len(x)), len(x))
+        condition = self._told(condition, class_labels, prompt, len(x))
         flow = integrate(vdm, gaussian.alpha(gamma_0) * x, gamma_0, gamma_1, condition, tolerance=tolerance)
         self.maybe_free_model_hooks()
         return flow.z.float()
@@ -310,6 +383,7 @@ class VDMPipeline(PlainConfigMixin, DiffusionPipeline):
         tolerance: float = 1e-5,
         output_type: str = "pil",
         condition: Condition | None = None,
+        prompt: str | list[str] | None = None,
     ) -> list[PIL.Image.Image] | np.ndarray | Tensor:
         """Latents `z_1` `(B, C, *size)` to images by the ODE; `output_type` is `"pil"`, `"np"` or `"pt"` as in `__call__`."""
         _check_output_type(output_type, OUTPUT_TYPES)
@@ -318,7 +392,7 @@ class VDMPipeline(PlainConfigMixin, DiffusionPipeline):
         vdm = self._vdm()
         gamma_0, gamma_1 = vdm.noise_schedule.end_points()
         latents = latents.to(self._execution_device)
-        condition = self._checked(self._condition(condition, class_labels, len(latents)), len(latents))
+        condition = self._told(condition, class_labels, prompt, len(latents))
         flow = integrate(vdm, latents, gamma_1, gamma_0, condition, tolerance=tolerance)
         self.maybe_free_model_hooks()
         return self._show((flow.z / gaussian.alpha(gamma_0)).float(), output_type)
@@ -344,10 +418,20 @@ class VDMPipeline(PlainConfigMixin, DiffusionPipeline):
             module.to(self._execution_device)
         return vdm
 
-    def _condition(self, condition: Condition | None, class_labels: Labels | None, number: int) -> Condition:
-        """The whole condition of a call, whose one label for all is one for so many images."""
-        labels = None if class_labels is None else labels_of(class_labels, number, self.labels, self.unet)
-        return as_condition(condition, labels)
+    def _conditions(
+        self, condition: Condition | None, class_labels: Labels | None, prompts: Prompts, number: int | None
+    ) -> tuple[Condition, Condition]:
+        """What the denoiser is told in a call, and what guidance compares with; what is one for all is one for so many."""
+        labels = None if class_labels is None else labels_of(class_labels, number or 1, self.labels, self.unet)
+        prompts, rest = prompts.within(as_condition(condition, labels))
+        text, null_text = prompts.conditions(self.prompt_encoder, self.unet, number)
+        return {**rest, **text}, {**null_condition(rest, self.unet), **null_text}
+
+    def _told(
+        self, condition: Condition | None, class_labels: Labels | None, prompt: str | list[str] | None, number: int
+    ) -> Condition:
+        """What the denoiser is told of so many images, on the device."""
+        return self._checked(self._conditions(condition, class_labels, Prompts(prompt), number)[0], number)
 
     def _checked(self, condition: Condition, number: int) -> Condition:
         """A condition that the denoiser takes for so many images, on the device."""
@@ -355,7 +439,13 @@ class VDMPipeline(PlainConfigMixin, DiffusionPipeline):
         return to_device(condition, self._execution_device)
 
     def _levels(self, images: Images) -> Tensor:
-        """Images as integers `(B, C, *size)`."""
+        """Images as integers `(B, C, *size)`, of the model's shape."""
+        levels = self._integers(images)
+        self._check_shape("images", levels)
+        return levels.to(self._execution_device)
+
+    def _integers(self, images: Images) -> Tensor:
+        """Images of any size as integers `(B, C, *size)`."""
         if isinstance(images, PIL.Image.Image):
             images = [images]
         if isinstance(images, list):
@@ -368,8 +458,14 @@ class VDMPipeline(PlainConfigMixin, DiffusionPipeline):
                     f" (B, {axes}, C)."
                 )
             images = torch.from_numpy(images.astype(np.int64)).movedim(-1, 1)
-        self._check_shape("images", images)
-        return images.to(self._execution_device)
+        return images
+
+    def _known(self, images: Images, generator: Generators) -> Tensor:
+        """Images as the data that are diffused, `(B, C, *size)`."""
+        if self.vae is None:
+            return VDM.from_pipeline(self).scale(self._levels(images))
+        levels = self._integers(images).to(self._execution_device)
+        return encode(self.vae, scale_to_unit(levels, self.config.num_levels), generator)
 
     def _check_pictures(self, output_type: str) -> None:
         if output_type == "pil" and not self.has_pictures:
@@ -438,8 +534,12 @@ class VDMPipeline(PlainConfigMixin, DiffusionPipeline):
         """Whether the latest call is to end with the present step; a callback sets it by `pipeline._interrupt = True`."""
         return self._interrupt
 
-    def _resolve_batch_size(self, batch_size: int | None, condition: Condition, latents: Tensor | None) -> int:
-        sizes = {"batch_size": batch_size, **batch_sizes(condition), "latents": None if latents is None else len(latents)}
+    def _resolve_batch_size(
+        self, batch_size: int | None, condition: Condition, latents: Tensor | None, images: Tensor | None
+    ) -> int:
+        sizes = {"batch_size": batch_size, **batch_sizes(condition)}
+        sizes["latents"] = None if latents is None else len(latents)
+        sizes["image"] = None if images is None or len(images) == 1 else len(images)
         sizes = {name: size for name, size in sizes.items() if size is not None}
         if len(set(sizes.values())) > 1:
             raise ValueError(f"The number of images is contradictory: {sizes}.")
@@ -472,12 +572,12 @@ class VDMPipeline(PlainConfigMixin, DiffusionPipeline):
         dtype = torch.promote_types(latents.dtype, torch.float32)
         return latents.to(device, dtype) * self.scheduler.init_noise_sigma
 
-    def _guided_output(self, latents: Tensor, t: Tensor, condition: Condition) -> Tensor:
+    def _guided_output(self, latents: Tensor, t: Tensor, condition: Condition, null: Condition) -> Tensor:
         """The denoiser's output, shaped as `latents` and in their dtype, with classifier-free guidance where asked for."""
         sample = self.scheduler.scale_model_input(latents, t)
         if self.guidance_scale == 1 or not condition:
             return self._output(sample, t, condition)
-        both = concatenate(condition, null_condition(condition, self.unet))
+        both = concatenate(condition, null)
         conditional, unconditional = self._output(torch.cat([sample, sample]), t, both).chunk(2)
         return unconditional + self.guidance_scale * (conditional - unconditional)
 

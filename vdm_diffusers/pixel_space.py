@@ -10,6 +10,7 @@ from .guards.loading import refused_as
 from .guards.messages import Message
 from .scheduling.identity import check_scheduler
 from .scheduling_vdm import VDMScheduler
+from .text_encoders import prompt_encoder_of
 
 
 def load_pixel_pipeline(name: str, cache_dir: str | None = None) -> DiffusionPipeline:
@@ -50,7 +51,7 @@ def check_pixel_space(pipeline: DiffusionPipeline) -> None:
     VDMScheduler.from_config(components["scheduler"].config)  # refuses what is no variance-preserving chain
     if pipeline.config.get("trained_for") is not None:
         check_scheduler(pipeline.scheduler, pipeline.config.trained_for)
-    if "tokenizer" in components or "text_encoder" in components:
-        raise ValueError(f"{name} is conditioned on text, but the images of a data set have no captions.")
     if "unet" not in components:
         raise ValueError(f"{name} has no `unet`, but {', '.join(components)}: no denoiser of images to evaluate.")
+    if ("tokenizer" in components or "text_encoder" in components) and prompt_encoder_of(pipeline) is None:
+        raise ValueError(f"{name} is conditioned on text in another way than by one encoder's vectors.")

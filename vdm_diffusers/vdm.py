@@ -27,6 +27,7 @@ from .noise_schedules import NoiseSchedule, TableSchedule
 from .precision import compute_dtype
 from .scheduling.identity import check_scheduler
 from .scheduling_vdm import VDMScheduler
+from .text_encoders import PromptEncoder, check_text_width, prompt_encoder_of
 from .timestep_maps import AffineTimesteps, TimestepMap
 from .units import BITS_PER_DIM, NATS_PER_DIM, Unit
 from .weightings import WEIGHTINGS, check_weighting
@@ -125,6 +126,8 @@ class VDM(nn.Module):
             not trained, and is saved with the pipeline, not in the state of this module.
         class_names (`list[str]`, *optional*): What the classes of a class-conditional denoiser are called, in the order of
             their labels, the null class left out. They are saved with the pipeline.
+        prompt_encoder ([`PromptEncoder`], *optional*): Encodes the texts that the denoiser is conditioned on. It is not trained
+            and, like the autoencoder, saved with the pipeline.
         error_profile ([`ErrorProfile`], *optional*): Gives `p(z_s|z_t)` of the discrete-time bound the variance that is optimal
             by these errors of the denoiser; by default it is that of `q(z_s|z_t, x)`.
 
@@ -151,6 +154,7 @@ class VDM(nn.Module):
         vae: ModelMixin | None = None,
         class_names: Sequence[str] | None = None,
         error_profile: ErrorProfile | None = None,
+        prompt_encoder: PromptEncoder | None = None,
     ):
         super().__init__()
         gaussian.check_prediction_type(prediction_type)
@@ -160,6 +164,8 @@ class VDM(nn.Module):
                 f"`class_names` are {len(class_names)}, but the denoiser has {num_classes(unet) or 'no'} classes: give one name"
                 " for each, none for the null class."
             )
+        if prompt_encoder is not None:
+            check_text_width(unet, prompt_encoder.width)
         self.unet = unet
         self.noise_schedule = noise_schedule
         self.prediction_type = prediction_type
@@ -169,6 +175,7 @@ class VDM(nn.Module):
         self.weighting = weighting
         self.class_names = None if class_names is None else list(class_names)
         self.error_profile = error_profile
+        self.prompt_encoder = prompt_encoder
         self.origin: DiffusionPipeline | None = None
         self.__dict__["vae"] = vae  # not registered: a frozen model belongs neither to the parameters nor to checkpoints
         if error_profile is not None and num_timesteps is None:
@@ -403,8 +410,16 @@ class VDM(nn.Module):
 
     def to_pipeline(self) -> "VDMPipeline":
         """A pipeline that shares the denoiser and has the present state of the noise schedule."""
-        id2label = self._id2label()
-        return diffusers.VDMPipeline(self.unet, self.to_scheduler(), self.vae, num_levels=self.num_levels, id2label=id2label)
+        encoder = self.prompt_encoder
+        of_text = ("text_encoder", "tokenizer", "max_sequence_length") if encoder is not None else ()
+        return diffusers.VDMPipeline(
+            self.unet,
+            self.to_scheduler(),
+            self.vae,
+            num_levels=self.num_levels,
+            id2label=self._id2label(),
+            **{name: getattr(encoder, name) for name in of_text},
+        )
 
     def to_original_pipeline(self) -> DiffusionPipeline:
         """
@@ -461,6 +476,7 @@ class VDM(nn.Module):
             vae=autoencoder_of(pipeline),
             class_names=in_order(names_of(pipeline), num_classes(unet)),
             error_profile=error_profile,
+            prompt_encoder=prompt_encoder_of(pipeline),
         )
         vdm.origin = pipeline
         return vdm

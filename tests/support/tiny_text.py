@@ -2,6 +2,8 @@
 
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
+    BertConfig,
+    BertModel,
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
@@ -33,3 +35,11 @@ def clip(cls: type[CLIPTextModel | CLIPTextModelWithProjection] = CLIPTextModel,
 def t5() -> T5EncoderModel:
     config = T5Config(vocab_size=len(WORDS), d_model=8, d_kv=4, d_ff=16, num_layers=1, num_heads=2)
     return T5EncoderModel(config).eval()
+
+
+def bert() -> BertModel:
+    config = BertConfig(
+        vocab_size=len(WORDS), hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+        max_position_embeddings=6,
+    )  # fmt: skip
+    return BertModel(config).eval()
