@@ -1,4 +1,4 @@
-"""Image data sets: a name on the Hub, a folder, or the embedded digits -> integer images, checked before anything else runs."""
+"""Image data sets: a name on the Hub, a folder, or one of our own -> integer images, checked before anything else runs."""
 
 import math
 from collections.abc import Callable
@@ -20,6 +20,7 @@ from .checking import (
 )
 from .decoding import AS_STORED, CONVERSIONS, Decoder, Preparation
 from .digits import load_digits
+from .emoji import load_emoji
 from .image_data import ImageData, ImageDataset
 
 
@@ -29,7 +30,7 @@ MIN_HELD_OUT = 2
 """A standard error needs two images."""
 
 
-SOURCES: dict[str, Callable[..., ImageData]] = {EMBEDDED: load_digits}
+SOURCES: dict[str, Callable[..., ImageData]] = {EMBEDDED: load_digits, "emoji": load_emoji}
 """Data sets that are neither on the Hub nor in a folder, by name: functions of `label_column` and `caption_column`. A new one
 is one entry."""
 

@@ -18,7 +18,7 @@ SHORT_NAMES = {"train_data_dir": "`--data_dir`", "validation_split": "`--split`"
 class SourceOptions:
     """Where images come from, as [`load_images`] takes it; `ValueError` for what no loader can use."""
 
-    dataset_name: str | None = option(None, "A data set on the Hub, or digits.")
+    dataset_name: str | None = option(None, "A data set on the Hub, or digits, or emoji.")
     dataset_config_name: str | None = option(None, "Its configuration.")
     train_data_dir: str | None = option(
         None, "A folder of images or parquet files. Without either: the embedded digits.", aliases=("data_dir",)
