@@ -181,9 +181,10 @@ def test_words_that_are_no_number_of_steps_are_refused():
         (10, ["--label_column", "label"], "have 10 classes, but the model has 9"),  # the last embedding means none of them
         (11, [], "name the column of labels"),
         (None, ["--label_column", "label"], "The model is unconditional"),
+        (None, ["--caption_column", "caption"], "The model takes no text: leave out `--caption_column`"),
     ],
 )
-def test_labels_of_other_classes_are_refused(tmp_path, num_class_embeds, flags, message):
+def test_labels_of_other_classes_and_captions_are_refused(tmp_path, num_class_embeds, flags, message):
     digits_vdm(num_class_embeds=num_class_embeds).save_pretrained(tmp_path / "model")
     with pytest.raises(SystemExit, match=message):
         evaluate.main(["--pretrained_model_name_or_path", str(tmp_path / "model"), *flags])

@@ -4,10 +4,12 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from inspect import Parameter, signature
 from operator import index
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import default_collate
 
 from .class_names import Labels, suggestion
 from .gaussian import expand
@@ -22,6 +24,9 @@ LABELS = "class_labels"
 
 SIZES = ("time_ids", "resolution", "aspect_ratio")
 """What SDXL and PixArt are told of the size of an image, as numbers."""
+
+CAPTIONS = "captions"
+"""What items of data call their captions, lists of text. They are no condition before something encodes them."""
 
 
 def num_classes(denoiser: nn.Module) -> int | None:
@@ -39,9 +44,20 @@ def as_condition(condition: Condition | Tensor | None, class_labels: Tensor | No
     return (condition or {}) if class_labels is None else {**(condition or {}), LABELS: class_labels}
 
 
-def split_batch(batch: Mapping[str, Tensor]) -> tuple[Tensor, Condition]:
-    """The images of a batch of data, and their condition: whatever the items have besides."""
-    return batch["images"], {keyword: tensor for keyword, tensor in batch.items() if keyword != "images"}
+def collate(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The batch of some items of data, as PyTorch stacks them, but with their captions as one list for each image."""
+    batch = default_collate([{name: value for name, value in item.items() if name != CAPTIONS} for item in items])
+    return batch | ({CAPTIONS: [item[CAPTIONS] for item in items]} if CAPTIONS in items[0] else {})
+
+
+def split_batch(batch: Mapping[str, Any]) -> tuple[Tensor, Condition]:
+    """The images of a batch of data, and their condition: whatever the items have besides, but captions."""
+    return batch["images"], {keyword: value for keyword, value in batch.items() if keyword not in ("images", CAPTIONS)}
+
+
+def captions_of(batch: Mapping[str, Any]) -> list[list[str]] | None:
+    """The captions of a batch of data, at least one for each image; `None` if the data have none."""
+    return batch.get(CAPTIONS)
 
 
 def trial_condition(denoiser: nn.Module, device: str | torch.device = "cpu") -> Condition:

@@ -236,7 +236,7 @@ def test_what_a_card_shows_runs(tmp_path, monkeypatch, model, call):
     monkeypatch.chdir(tmp_path)
     vdm = tiny_vdm(**model)
     config = TrainingConfig(output_dir=str(tmp_path / 'my "model"'), num_inference_steps=2)
-    data = replace(load_digits(), shape=(vdm.unet.config.in_channels, 8, 8), name="a|b <i>")
+    data = replace(load_digits(), shape=(vdm.unet.config.in_channels, 8, 8), name="a|b <i>", attribution="By A, CC0.")
     metrics = {
         "step": 1,
         "num_images": 2,
@@ -252,7 +252,7 @@ def test_what_a_card_shows_runs(tmp_path, monkeypatch, model, call):
     fence, escaped = "`" * 3, chr(92).join(("a", "|b ", "<i", ">"))  # a backslash before each mark
     assert card.data.library_name == "diffusers"
     assert card.text.count(fence) % 2 == 0
-    assert escaped in card.text
+    assert escaped in card.text and "trained with vdm_diffusers, after 1 of its steps. By A, CC0.\n" in card.text
     blocks = re.findall("^```python\n(.*?)^```$", card.text, re.DOTALL | re.MULTILINE)
     assert len(blocks) == 2 and all(call in block for block in blocks)
     names = {}

@@ -226,6 +226,7 @@ def test_options_come_from_a_file_and_then_from_flags(tmp_path):
         ({"resolution": 28}, "`--resolution` is 28, but the images are 8×8"),
         ({"num_channels": 3}, "`--num_channels` is 3"),
         ({"label_column": "digit"}, "`--label_column` is 'digit'"),
+        ({"caption_column": "caption"}, "`--caption_column` is for models of text"),
         ({"image_column": "image"}, "`--image_column` is 'image', but 'digits' has no choice of it"),
         ({"train_batch_size": 2000}, "takes 2000 images a step, but 'digits' has 1500"),
         ({"resume_from_checkpoint": "latest"}, "there is no such checkpoint"),

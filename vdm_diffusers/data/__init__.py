@@ -2,7 +2,9 @@
 
 from ..guards.loading import DataError
 from ..pictures import image_format, image_to_tensor
-from .images import ImageData, ImageDataset, load_digits, load_images
+from .digits import load_digits
+from .image_data import ImageData, ImageDataset
+from .images import load_images
 
 
 __all__ = ["DataError", "ImageData", "ImageDataset", "image_format", "image_to_tensor", "load_digits", "load_images"]

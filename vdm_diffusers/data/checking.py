@@ -13,6 +13,7 @@ import PIL
 
 from ..guards.messages import Message, from_json, to_json
 from ..pictures import UnsuitableImage, in_words
+from .captions import caption_problem, captions_in, stored_captions
 from .decoding import Decoder, UnreadableImage
 
 
@@ -272,6 +273,23 @@ def label_problem(label: Any, num_classes: int | None) -> Message | str | None:
     if num_classes is not None and label >= num_classes:
         return f"has {num_classes} classes, but holds {label}: labels are integers from 0 to {num_classes - 1}."
     return None
+
+
+def check_captions(inspections: Sequence[Inspection], column: str) -> None:
+    """Raise `ValueError`, naming the row, for what is no caption."""
+    for inspection in inspections:
+        for row, stored in enumerate(stored_captions(inspection.rows, column)):
+            if problem := caption_problem(stored, column):
+                text = "{caption_column} {!r} {} It is that of {}."
+                raise ValueError(Message(text, column, problem, inspection.place(row)))
+
+
+def check_some_captions(inspections: Sequence[Inspection], column: str) -> None:
+    """Raise `ValueError` for a split in which no caption says anything, as where only the other split has captions."""
+    for inspection in inspections:
+        if not any(any(captions_in(stored)) for stored in stored_captions(inspection.rows, column)):
+            text = "{caption_column} {!r} holds no text for any image of the split {!r}: name another column or split."
+            raise ValueError(Message(text, column, inspection.name))
 
 
 def describe_unreadable(sentences: Sequence[str], shown: int = 3) -> str:

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 from torch.utils.data import Dataset, IterableDataset
 
-from ..conditioning import LABELS
-from .images import ImageData
+from ..conditioning import CAPTIONS, LABELS
+from .image_data import ImageData
 
 
 def fingerprint(data: ImageData, num_images: int = 64) -> str:
@@ -30,9 +30,23 @@ def fingerprint_of_labels(data: ImageData, num_images: int = 64) -> str | None:
     """A hash of the labels of those images, `None` if they have none."""
     if data.num_classes is None:
         return None
-    splits = [split for split in (data.train, data.validation) if not isinstance(split, IterableDataset)]
-    labels = [int(item[LABELS]) for split in splits for item in _spread(split, num_images)]
+    labels = [int(item[LABELS]) for item in _items(data, num_images)]
     return hashlib.sha256(repr(labels).encode()).hexdigest()
+
+
+def fingerprint_of_captions(data: ImageData, num_images: int = 64) -> str | None:
+    """A hash of the captions of those images, `None` if they have none."""
+    if not data.has_captions:
+        return None
+    captions = [item[CAPTIONS] for item in _items(data, num_images)]
+    return hashlib.sha256(repr(captions).encode()).hexdigest()
+
+
+def _items(data: ImageData, num_images: int) -> Iterator[dict]:
+    """`num_images` items of each split, but of a stream none."""
+    for split in (data.train, data.validation):
+        if not isinstance(split, IterableDataset):
+            yield from _spread(split, num_images)
 
 
 def _spread(split: Dataset, num_images: int) -> Iterator[dict]:

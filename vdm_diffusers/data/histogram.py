@@ -5,6 +5,7 @@ from itertools import islice
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from ..conditioning import collate
 from .streaming import ImageStream
 
 
@@ -19,5 +20,6 @@ def histogram_bits_per_dim(train: Dataset, test: Dataset, num_levels: int, max_i
     for row in islice(rows, max_images):
         counts[torch.arange(len(counts)), row["images"].flatten().long()] += 1
     bits = -torch.log2(counts / counts.sum(1, keepdim=True))
-    total = sum(bits.gather(1, batch["images"].flatten(1).T.long()).mean(0).sum().item() for batch in DataLoader(test, 256))
+    batches = DataLoader(test, 256, collate_fn=collate)
+    total = sum(bits.gather(1, batch["images"].flatten(1).T.long()).mean(0).sum().item() for batch in batches)
     return total / len(test)

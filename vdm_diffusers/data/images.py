@@ -1,142 +1,38 @@
-"""Image data sets: a name on the Hub, a folder, or the embedded digits -> integer images, checked before anything else runs."""
+"""Image data sets: a name on the Hub, a folder, or one of our own -> integer images, checked before anything else runs."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from torch import Tensor
-from torch.utils.data import Dataset, IterableDataset
-
-from ..conditioning import LABELS
-from ..guards.loading import DataError, reason_of, root_cause
+from ..guards.loading import reason_of, root_cause
 from ..guards.messages import Argument, Message
-from ..pictures import AXES, UnsuitableImage, in_words
+from ..pictures import AXES, in_words
+from .captions import check_caption_column, column_of
 from .checking import (
-    Format,
+    check_captions,
     check_held_out_classes,
+    check_some_captions,
     check_values,
     common_format,
     count_classes,
-    describe_format,
     inspect,
 )
-from .decoding import (
-    AS_STORED,
-    CONVERSIONS,
-    PLAIN_DECODER,
-    Decoder,
-    Preparation,
-)
+from .decoding import AS_STORED, CONVERSIONS, Decoder, Preparation
+from .digits import load_digits
+from .emoji import load_emoji
+from .image_data import ImageData, ImageDataset
 
 
 EMBEDDED = "digits"
-DIGITS_TRAIN_SIZE = 1500
 VALIDATION_SPLITS = ("validation", "valid", "val", "test")
 MIN_HELD_OUT = 2
 """A standard error needs two images."""
 
 
-class ImageDataset(Dataset):
-    """Rows of images and labels as `{"images": (C, *size) integers, LABELS: int}`, the label only if there are any.
-
-    Args:
-        rows: A sequence of mappings, such as a [`datasets.Dataset`].
-        image_column (`str`): Its images, in any form that a [`Decoder`] takes.
-        label_column (`str`, *optional*): Its integer labels.
-        decoder ([`Decoder`]): What reads them.
-        format (`tuple`, *optional*): The shape and number of levels that every image must have.
-
-    An item raises [`DataError`] if its image can't be read, or has another format.
-    """
-
-    def __init__(
-        self,
-        rows: Sequence[dict[str, Any]],
-        image_column: str = "image",
-        label_column: str | None = None,
-        decoder: Decoder = PLAIN_DECODER,
-        format: Format | None = None,
-    ):
-        self.rows, self.image_column, self.label_column = rows, image_column, label_column
-        self.decoder, self.format = decoder, format
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor | int]:
-        row = self.rows[index]
-        item = {"images": self._pixels(row[self.image_column], index)}
-        return item if self.label_column is None else item | {LABELS: row[self.label_column]}
-
-    def _pixels(self, stored: Any, index: int) -> Tensor:
-        path = stored.get("path") if isinstance(stored, dict) else None
-        try:
-            pixels, levels = self.decoder(stored)
-            if self.format not in (None, found := (tuple(pixels.shape), levels)):
-                raise UnsuitableImage(f"It is {describe_format(found)} instead of {describe_format(self.format)}.")
-        except UnsuitableImage as error:
-            text = "The image {} is not what it was when it was checked. {}"
-            raise DataError(Message(text, path or index, error)) from error
-        return pixels
-
-
-@dataclass
-class ImageData:
-    """A training and a validation set of images of one shape.
-
-    Attributes:
-        train, validation (`Dataset`): Their items are `{"images": (C, *size) integers in [0, num_levels)}`, and
-            their condition beside it: `LABELS` in `[0, num_classes)` if there are classes. `train` may be an [`ImageStream`].
-        shape (`tuple[int, ...]`): `(C, *size)`; of images, channels, height and width.
-        num_levels (`int`): Number of grey levels.
-        num_classes (`int`, *optional*): Number of classes.
-        name (`str`): For messages and the model card.
-        origin (`str`, *optional*): Of latents, which images they were encoded from and by what.
-        class_names (`list[str]`, *optional*): Names of the classes in the order of their labels, where the data have them.
-        preparation ([`Preparation`]): What was done to the images beyond reading them.
-        unreadable (`tuple[str, ...]`): A sentence for every image that was left out because it can't be read.
-    """
-
-    train: Dataset | IterableDataset
-    validation: Dataset
-    shape: tuple[int, ...]
-    num_levels: int
-    num_classes: int | None
-    name: str
-    origin: str | None = None
-    class_names: list[str] | None = None
-    preparation: Preparation = AS_STORED
-    unreadable: tuple[str, ...] = ()
-
-
-def load_digits(label_column: str | None = None) -> ImageData:
-    """scikit-learn's 1,797 handwritten digits, 8×8 with 17 grey levels, in a fixed random split of 1,500 and 297.
-
-    Their labels come along if `label_column` is `"label"`.
-    """
-    if label_column not in (None, "label"):
-        raise ValueError(Message("{label_column} is {!r}, but that of the digits is 'label'.", label_column))
-    from sklearn import datasets
-
-    digits = datasets.load_digits()
-    order = np.random.RandomState(0).permutation(len(digits.images))
-    rows = [{"image": digits.images[i].astype(np.uint8), "label": int(digits.target[i])} for i in order]
-    return ImageData(
-        train=ImageDataset(rows[:DIGITS_TRAIN_SIZE], "image", label_column),
-        validation=ImageDataset(rows[DIGITS_TRAIN_SIZE:], "image", label_column),
-        shape=(1, 8, 8),
-        num_levels=17,
-        num_classes=None if label_column is None else 10,
-        name=EMBEDDED,
-        class_names=None if label_column is None else [str(digit) for digit in digits.target_names],
-    )
-
-
-SOURCES: dict[str, Callable[[str | None], ImageData]] = {EMBEDDED: load_digits}
-"""Data sets that are neither on the Hub nor in a folder, by name: functions of `label_column`. A new one is one entry."""
+SOURCES: dict[str, Callable[..., ImageData]] = {EMBEDDED: load_digits, "emoji": load_emoji}
+"""Data sets that are neither on the Hub nor in a folder, by name: functions of `label_column` and `caption_column`. A new one
+is one entry."""
 
 
 def load_images(
@@ -146,6 +42,7 @@ def load_images(
     cache_dir: str | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
+    caption_column: str | None = None,
     validation_split: str | None = None,
     resolution: int | None = None,
     num_channels: int | None = None,
@@ -169,6 +66,8 @@ def load_images(
         cache_dir (`str`, *optional*): Where [`datasets`] keeps it.
         image_column (`str`, *optional*): Name of the column of images. Defaults to the only one, or to `"image"`.
         label_column (`str`, *optional*): Name of a column of class labels.
+        caption_column (`str`, *optional*): Name of a column of captions, texts or lists of texts, or of a field of one, such as
+            `"json.caption"`.
         validation_split (`str`, *optional*):
             Defaults to `validation` or `test`; where there is neither, a twentieth of the training images, two at least, are
             held out.
@@ -186,7 +85,7 @@ def load_images(
     if dataset_name is not None and train_data_dir is not None:
         raise ValueError(Message("{dataset_name} and {train_data_dir} are both given: choose one."))
     if train_data_dir is None and dataset_name in (None, *SOURCES):
-        data = SOURCES[dataset_name or EMBEDDED](label_column)
+        data = SOURCES[dataset_name or EMBEDDED](label_column=label_column, caption_column=caption_column)
         choices = {
             "dataset_config_name": dataset_config_name,
             "image_column": image_column,
@@ -207,10 +106,14 @@ def load_images(
     splits = load_splits(dataset_name, train_data_dir, dataset_config_name, cache_dir)
     held_out = held_out_split(splits, validation_split)
     features = splits["train"].features
-    image_column = find_image_column(features, image_column, label_column)
+    image_column = find_image_column(features, image_column, label_column, caption_column)
     decoder = decoder_of(features[image_column], preparation, num_spatial_dims)
-    columns = [image_column] if label_column is None else [image_column, label_column]
-    rows = {name: undecoded(splits[name].select_columns(columns), image_column) for name in ("train", held_out) if name}
+    columns = {image_column}
+    if label_column is not None:
+        columns.add(label_column)
+    if caption_column is not None:
+        columns.add(column_of(features, caption_column))
+    rows = {name: undecoded(splits[name].select_columns(sorted(columns)), image_column) for name in ("train", held_out) if name}
     inspections = [
         inspect(rows[name], name, image_column, decoder, num_workers, skip_unreadable_images)
         for name in rows
@@ -226,9 +129,14 @@ def load_images(
     num_classes = None if label_column is None else count_classes(inspections, label_column)
     if label_column is not None and len(inspections) == 2:
         check_held_out_classes(*inspections, label_column)
+    if caption_column is not None:
+        check_captions(inspections, caption_column)
+        check_some_captions(inspections, caption_column)
     return ImageData(
-        train=ImageDataset(train, image_column, label_column, decoder, (shape, levels) if check_train else None),
-        validation=ImageDataset(validation, image_column, label_column, decoder, (shape, levels)),
+        train=ImageDataset(
+            train, image_column, label_column, decoder, (shape, levels) if check_train else None, caption_column
+        ),
+        validation=ImageDataset(validation, image_column, label_column, decoder, (shape, levels), caption_column),
         shape=shape,
         num_levels=num_levels or levels,
         num_classes=num_classes,
@@ -236,6 +144,7 @@ def load_images(
         class_names=names_of_classes(features, label_column),
         preparation=preparation,
         unreadable=tuple(sentence for inspection in inspections for sentence in inspection.unreadable),
+        has_captions=caption_column is not None,
     )
 
 
@@ -289,8 +198,10 @@ def held_out_split(splits, validation_split: str | None) -> str | None:
     return validation_split or next((name for name in VALIDATION_SPLITS if name in splits), None)
 
 
-def find_image_column(features, image_column: str | None, label_column: str | None) -> str:
-    """`image_column`, or the only column of images; `ValueError` if there is none of that name or of the `label_column`'s."""
+def find_image_column(
+    features, image_column: str | None, label_column: str | None = None, caption_column: str | None = None
+) -> str:
+    """`image_column`, or the only column of images; `ValueError` if there is none of that name, or of another that is given."""
     from datasets import Image
 
     columns = [name for name, feature in features.items() if isinstance(feature, Image)]
@@ -302,6 +213,8 @@ def find_image_column(features, image_column: str | None, label_column: str | No
     if label_column == image_column:
         text = "{label_column} is {!r}, which is the column of images: name that of the labels."
         raise ValueError(Message(text, label_column))
+    if caption_column is not None:
+        check_caption_column(features, caption_column, image_column)
     return image_column
 
 

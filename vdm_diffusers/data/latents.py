@@ -1,7 +1,7 @@
 """Data sets of latents: images that an autoencoder has encoded beforehand, once."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,12 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from ..autoencoders import decode, encode, scale_to_unit
-from ..conditioning import LABELS
+from ..conditioning import CAPTIONS, LABELS, captions_of, collate, split_batch
 from ..guards.loading import refused_as
 from ..guards.messages import Message
 from ..pictures import in_words
-from .fingerprints import fingerprint
-from .images import ImageData
+from .fingerprints import fingerprint, fingerprint_of_captions
+from .image_data import ImageData
 
 
 BATCH_SIZE = 64
@@ -28,21 +28,23 @@ DESCRIPTION = "latents.json"
 
 
 class LatentDataset(Dataset):
-    """Latents `(c, *size)`, float32, with the conditions of their images.
+    """Latents `(c, *size)`, float32, with the conditions and captions of their images.
 
     Args:
         columns (`Mapping[str, np.ndarray]`): By the names that items have for them, arrays with a row for each image, which may
             lie on disk: `"images"`, the latents, and every keyword of the condition.
+        captions (`Sequence[Mapping]`, *optional*): A row `{CAPTIONS: list of texts}` for each image.
     """
 
-    def __init__(self, columns: Mapping[str, np.ndarray]):
-        self.columns = columns
+    def __init__(self, columns: Mapping[str, np.ndarray], captions: Sequence[Mapping[str, list[str]]] | None = None):
+        self.columns, self.captions = columns, captions
 
     def __len__(self) -> int:
         return len(self.columns["images"])
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return {name: torch.from_numpy(np.array(column[index])) for name, column in self.columns.items()}
+    def __getitem__(self, index: int) -> dict[str, Tensor | list[str]]:
+        item = {name: torch.from_numpy(np.array(column[index])) for name, column in self.columns.items()}
+        return item if self.captions is None else item | self.captions[index]
 
 
 def in_latent_space(
@@ -66,7 +68,7 @@ def in_latent_space(
         `ValueError`: if the autoencoder isn't one of such images, or if the folder holds other latents.
     """
     shape = latent_shape(vae, data)
-    validation = LatentDataset(_encoded(vae, data, data.validation, device, seed, _in_memory))
+    validation = _encoded(vae, data, data.validation, device, seed, _in_memory)
     train = data.train
     facts = _facts(vae, data, seed)
     if folder is not None:
@@ -74,7 +76,7 @@ def in_latent_space(
         if write and not _holds(folder, facts, names):
             _write(folder, facts, vae, data, device, seed + 1)
         if _holds(folder, facts, names):
-            train = LatentDataset({name: np.load(folder / _file(name), mmap_mode="r") for name in names})
+            train = _kept(folder, names)
     return replace(data, train=train, validation=validation, shape=shape, origin=json.dumps(facts))
 
 
@@ -98,7 +100,8 @@ def latent_shape(vae: ModelMixin, data: ImageData) -> tuple[int, ...]:
 def _facts(vae: ModelMixin, data: ImageData, seed: int) -> dict:
     """What latents are those of."""
     weights = sum(parameter.double().abs().sum().item() for parameter in vae.parameters())
-    return {"images": fingerprint(data), "autoencoder": f"{type(vae).__name__} {weights:.6e}", "seed": seed}
+    facts = {"images": fingerprint(data), "autoencoder": f"{type(vae).__name__} {weights:.6e}", "seed": seed}
+    return facts | {CAPTIONS: fingerprint_of_captions(data)} if data.has_captions else facts
 
 
 def _holds(folder: Path, facts: dict, names: Iterable[str]) -> bool:
@@ -111,8 +114,8 @@ def _holds(folder: Path, facts: dict, names: Iterable[str]) -> bool:
     held = json.loads((folder / DESCRIPTION).read_text()) == facts
     if not held or not all((folder / _file(name)).exists() for name in names):
         text = (
-            "{cache_latents} {!r} holds latents of other images, or by another autoencoder or seed: name another folder, or"
-            " delete this one."
+            "{cache_latents} {!r} holds latents of other images or captions, or by another autoencoder or seed: name another"
+            " folder, or delete this one."
         )
         raise ValueError(Message(text, str(folder)))
     return True
@@ -126,11 +129,25 @@ def _write(folder: Path, facts: dict, vae: ModelMixin, data: ImageData, device: 
     def on_disk(name: str, *args: Any) -> np.memmap:
         return np.lib.format.open_memmap(partial / _file(name), "w+", *args)
 
-    for column in _encoded(vae, data, data.train, device, seed, on_disk).values():
+    latents = _encoded(vae, data, data.train, device, seed, on_disk)
+    for column in latents.columns.values():
         column.flush()
+    if latents.captions is not None:
+        from datasets import Dataset as Rows
+
+        Rows.from_list(latents.captions).save_to_disk(partial / _file(CAPTIONS))
     (partial / DESCRIPTION).write_text(json.dumps(facts))
     folder.exists() and folder.rmdir()
     partial.rename(folder)
+
+
+def _kept(folder: Path, names: Iterable[str]) -> LatentDataset:
+    """The latents that a folder holds, mapped into memory."""
+    from datasets import load_from_disk
+
+    captions = load_from_disk(folder / _file(CAPTIONS)) if CAPTIONS in names else None
+    columns = {name: np.load(folder / _file(name), mmap_mode="r") for name in names if name != CAPTIONS}
+    return LatentDataset(columns, captions)
 
 
 def _in_memory(name: str, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
@@ -138,22 +155,24 @@ def _in_memory(name: str, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray
 
 
 def _file(name: str) -> str:
-    """The file of a column."""
-    return {"images": "latents.npy", LABELS: "labels.npy"}.get(name, f"{name}.npy")
+    """The file of a column, or the folder of captions."""
+    return {"images": "latents.npy", LABELS: "labels.npy", CAPTIONS: "captions"}.get(name, f"{name}.npy")
 
 
 def _encoded(
     vae: ModelMixin, data: ImageData, images: Dataset, device: torch.device | str, seed: int, new_array: Callable
-) -> dict[str, np.ndarray]:
-    """The columns of a [`LatentDataset`], in arrays made by `new_array(name, dtype, shape)`."""
-    columns, generator, start = {}, torch.Generator().manual_seed(seed), 0
-    loader = DataLoader(images, BATCH_SIZE, generator=torch.Generator())  # leaves the global generator alone
+) -> LatentDataset:
+    """The latents of all images, in arrays made by `new_array(name, dtype, shape)`."""
+    columns, captions, generator, start = {}, [], torch.Generator().manual_seed(seed), 0
+    loader = DataLoader(images, BATCH_SIZE, generator=torch.Generator(), collate_fn=collate)  # leaves the global one alone
     for batch in tqdm(loader, desc="Encoding", leave=False):
-        x = scale_to_unit(batch["images"], data.num_levels).to(device)
-        for name, tensor in (batch | {"images": encode(vae, x, generator)}).items():
+        pixels, condition = split_batch(batch)
+        captions += captions_of(batch) or []
+        x = scale_to_unit(pixels, data.num_levels).to(device)
+        for name, tensor in (condition | {"images": encode(vae, x, generator)}).items():
             rows = tensor.cpu().numpy()
             if name not in columns:
                 columns[name] = new_array(name, rows.dtype, (len(images), *rows.shape[1:]))
             columns[name][start : start + len(x)] = rows
         start += len(x)
-    return columns
+    return LatentDataset(columns, [{CAPTIONS: texts} for texts in captions] or None)

@@ -5,15 +5,15 @@ from diffusers import DiffusionPipeline
 from ..class_names import check_same_classes, in_order
 from ..conditioning import num_classes
 from ..denoisers import sample_shape
-from ..guards.messages import Message
+from ..guards.messages import Message, refuse_if
 from ..pictures import in_words
 from ..scheduling_vdm import VDMScheduler
 from ..unet_vdm import VDMUNet2DModel
-from .images import ImageData
+from .image_data import ImageData
 
 
 def check_images(pipeline: DiffusionPipeline, data: ImageData) -> None:
-    """Raise `ValueError` unless the images have the channels, the size and the classes of a pipeline's own."""
+    """Raise `ValueError` unless the images have the channels, the size and the classes of a pipeline's own, and no captions."""
     channels = pipeline.unet.config.in_channels
     if channels != data.shape[0]:
         raise ValueError(f"{data.name!r} has {data.shape[0]} channels, but the model has {channels}.")
@@ -24,6 +24,7 @@ def check_images(pipeline: DiffusionPipeline, data: ImageData) -> None:
             " evaluate it on the data that it is a model of. Resized images are other data, with another likelihood."
         )
     _check_classes(pipeline, data)
+    refuse_if(data.has_captions, "The model takes no text: leave out {caption_column}.")
 
 
 def _check_classes(pipeline: DiffusionPipeline, data: ImageData) -> None:

@@ -18,7 +18,7 @@ SHORT_NAMES = {"train_data_dir": "`--data_dir`", "validation_split": "`--split`"
 class SourceOptions:
     """Where images come from, as [`load_images`] takes it; `ValueError` for what no loader can use."""
 
-    dataset_name: str | None = option(None, "A data set on the Hub, or digits.")
+    dataset_name: str | None = option(None, "A data set on the Hub, or digits, or emoji.")
     dataset_config_name: str | None = option(None, "Its configuration.")
     train_data_dir: str | None = option(
         None, "A folder of images or parquet files. Without either: the embedded digits.", aliases=("data_dir",)
@@ -44,13 +44,14 @@ class SourceOptions:
 @dataclass(kw_only=True)
 class DataOptions(SourceOptions):
     """
-    Where images come from, which of their labels count, and what is done to them.
+    Where images come from, which of their labels and captions count, and what is done to them.
 
     Attributes:
         preparation ([`Preparation`]): The last of these, made of the options.
     """
 
     label_column: str | None = option(None, "A column of class labels, for a class-conditional model.")
+    caption_column: str | None = option(None, "A column of captions, texts or lists of texts, or a field such as json.caption.")
     num_spatial_dims: Annotated[int, Within(1, 3)] | None = option(
         None, "Dimensions of a sample beside its channels. Default: 1 of arrays (L), 3 of (D, H, W, C), 2 of all others."
     )
@@ -70,5 +71,5 @@ class DataOptions(SourceOptions):
         self.preparation = Preparation(self.resize, self.center_crop, self.convert)
 
     def loading(self) -> dict[str, Any]:
-        names = ("label_column", "num_spatial_dims", "preparation", "skip_unreadable_images")
+        names = ("label_column", "caption_column", "num_spatial_dims", "preparation", "skip_unreadable_images")
         return super().loading() | {name: getattr(self, name) for name in names}

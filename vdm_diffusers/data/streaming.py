@@ -3,20 +3,23 @@
 import copy
 from collections.abc import Iterator
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object, send_to_device
-from torch import Tensor
-from torch.utils.data import IterableDataset, default_collate
+from torch.utils.data import IterableDataset
 
-from ..conditioning import LABELS
+from ..conditioning import collate
 from ..guards.loading import DataError, reason_of, root_cause
 from ..guards.messages import Message
 from ..pictures import UnsuitableImage
+from .captions import caption_problem, stored_caption
 from .checking import (
     Format,
+    check_captions,
+    check_some_captions,
     check_values,
     common_format,
     count_classes,
@@ -26,9 +29,8 @@ from .checking import (
     remedy_for,
 )
 from .decoding import AS_STORED, PLAIN_DECODER, Decoder, Preparation, UnreadableImage
+from .image_data import ImageData, ImageDataset, told
 from .images import (
-    ImageData,
-    ImageDataset,
     check_number,
     check_shape,
     check_type,
@@ -68,6 +70,7 @@ class ImageStream(IterableDataset):
         num_levels (`int`, *optional*): What all values must be below, if not the number of levels.
         num_classes (`int`, *optional*): What all labels must be below.
         skip_unreadable (`bool`): Whether images that can't be read are left out; the next item names them as `"unreadable"`.
+        caption_column (`str`, *optional*): Its captions.
 
     Iterating raises [`StreamError`] at the first row that doesn't fit.
     """
@@ -84,8 +87,9 @@ class ImageStream(IterableDataset):
         num_levels: int | None = None,
         num_classes: int | None = None,
         skip_unreadable: bool = False,
+        caption_column: str | None = None,
     ):
-        self.rows, self.image_column, self.label_column = rows, image_column, label_column
+        self.rows, self.image_column, self.label_column, self.caption_column = rows, image_column, label_column, caption_column
         self.format, self.buffer_size, self.seed, self.decoder = format, buffer_size, seed, decoder
         self.num_levels = num_levels or format[1]
         self.num_classes, self.skip_unreadable = num_classes, skip_unreadable
@@ -107,7 +111,7 @@ class ImageStream(IterableDataset):
     def load_state_dict(self, state: dict) -> None:
         self.position = state.copy()
 
-    def __iter__(self) -> Iterator[dict[str, Tensor | int]]:
+    def __iter__(self) -> Iterator[dict[str, Any]]:
         self.rows = copy.deepcopy(self.rows)  # whose epoch lies in memory that workers share, but they differ in epoch
         while True:
             yield from self.epoch()
@@ -115,7 +119,7 @@ class ImageStream(IterableDataset):
                 raise ValueError("There are fewer files in the stream than processes that read it: lower their number.")
             self.position = {"epoch": self.position["epoch"] + 1, "block": 0, "given": 0, "files": None}
 
-    def epoch(self) -> Iterator[dict[str, Tensor | int]]:
+    def epoch(self) -> Iterator[dict[str, Any]]:
         """What the present epoch still has, from the present position on."""
         readable = False
         for block in self._blocks():
@@ -136,7 +140,7 @@ class ImageStream(IterableDataset):
         if self.left_out and not readable:
             raise StreamError(f"None of the images of the stream can be read. {self.left_out[0]}")
 
-    def suitable_items(self) -> Iterator[dict[str, Tensor | int]]:
+    def suitable_items(self) -> Iterator[dict[str, Any]]:
         """What the present epoch still has, without what can't be trained on."""
         for block in self._blocks():
             for row in block:
@@ -161,7 +165,7 @@ class ImageStream(IterableDataset):
         except Exception as error:  # whatever the Hub, a disk or a file of rows leads to
             raise StreamError(f"The stream can't be read on: {reason_of(root_cause(error))}") from error
 
-    def _item(self, row: dict) -> dict[str, Tensor | int]:
+    def _item(self, row: dict) -> dict[str, Any]:
         pixels, levels = self.decoder(row[self.image_column])
         shape, number = self.format
         if tuple(pixels.shape) != shape or levels not in (None, number):
@@ -171,12 +175,12 @@ class ImageStream(IterableDataset):
             raise UnsuitableImage(Message(text, *map(describe_format, formats), remedy_for(formats)))
         if levels != self.num_levels and (highest := int(pixels.max())) >= self.num_levels:
             raise UnsuitableImage(Message("{num_levels} is {}, but the image has values up to {}.", self.num_levels, highest))
-        if self.label_column is None:
-            return {"images": pixels}
-        label = row[self.label_column]
-        if problem := label_problem(label, self.num_classes):
-            raise UnsuitableImage(Message("{label_column} {!r} {}", self.label_column, problem))
-        return {"images": pixels, LABELS: label}
+        label, caption = self.label_column, self.caption_column
+        if label is not None and (problem := label_problem(row[label], self.num_classes)):
+            raise UnsuitableImage(Message("{label_column} {!r} {}", label, problem))
+        if caption is not None and (problem := caption_problem(stored_caption(row, caption), caption)):
+            raise UnsuitableImage(Message("{caption_column} {!r} {}", caption, problem))
+        return {"images": pixels} | told(row, label, caption)
 
     def _with_left_out(self, item: dict) -> dict:
         left_out, self.left_out = self.left_out, []
@@ -198,7 +202,7 @@ class ImageStream(IterableDataset):
 def _collate(items: list[dict]) -> dict:
     """A batch, with what was left out on the way as one list."""
     unreadable = [sentence for item in items for sentence in item.pop("unreadable", [])]
-    return default_collate(items) | {"unreadable": unreadable}
+    return collate(items) | {"unreadable": unreadable}
 
 
 class StreamLoader:
@@ -232,12 +236,12 @@ class StreamLoader:
         self.unreadable: list[str] = []
         self.iterator, self.before, self.is_back = None, None, False
 
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+    def __iter__(self) -> Iterator[dict[str, Any]]:
         for batch in self.loader:
             self.unreadable += batch.pop("unreadable")
             yield send_to_device(batch, self.accelerator.device)
 
-    def take(self, number: int) -> list[dict[str, Tensor]]:
+    def take(self, number: int) -> list[dict[str, Any]]:
         """The next batches; [`StreamError`] if one of their rows doesn't fit. [`go_back`] takes them back."""
         self.iterator = self.iterator or iter(self)
         self.before = self.loader.state_dict()
@@ -268,6 +272,7 @@ def load_image_stream(
     cache_dir: str | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
+    caption_column: str | None = None,
     validation_split: str | None = None,
     resolution: int | None = None,
     num_channels: int | None = None,
@@ -297,7 +302,7 @@ def load_image_stream(
     features = splits["train"].features
     if features is None:
         raise ValueError(Message("The data set doesn't say what its columns are: leave out {streaming}."))
-    image_column = find_image_column(features, image_column, label_column)
+    image_column = find_image_column(features, image_column, label_column, caption_column)
     if label_column is not None and not isinstance(features[label_column], ClassLabel):
         text = "{label_column} {!r} of a stream must be a ClassLabel, which says how many there are."
         raise ValueError(Message(text, label_column))
@@ -315,6 +320,9 @@ def load_image_stream(
     check_number(held_out.rows, split)
     if label_column is not None:
         count_classes([first, held_out], label_column)
+    if caption_column is not None:
+        check_captions([first, held_out], caption_column)
+        check_some_captions([held_out], caption_column)
     return ImageData(
         train=ImageStream(
             streams["train"],
@@ -327,8 +335,9 @@ def load_image_stream(
             num_levels,
             num_classes,
             skip_unreadable_images,
+            caption_column,
         ),
-        validation=ImageDataset(held_out.rows, image_column, label_column, decoder, (shape, levels)),
+        validation=ImageDataset(held_out.rows, image_column, label_column, decoder, (shape, levels), caption_column),
         shape=shape,
         num_levels=num_levels or levels,
         num_classes=num_classes,
@@ -336,6 +345,7 @@ def load_image_stream(
         class_names=names_of_classes(features, label_column),
         preparation=preparation,
         unreadable=tuple(held_out.unreadable),
+        has_captions=caption_column is not None,
     )
 
 

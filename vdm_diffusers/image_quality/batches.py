@@ -9,13 +9,13 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..conditioning import num_classes
+from ..conditioning import collate, num_classes
 from ..guards.loading import refused_as
 
 
 def real_images(images: Dataset, batch_size: int) -> Iterator[Tensor]:
     """Batches `(B, 3, H, W)` of uint8."""
-    for batch in DataLoader(images, batch_size):
+    for batch in DataLoader(images, batch_size, collate_fn=collate):
         yield rgb(batch["images"])
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 
-from ..conditioning import Condition, split_batch, to_device
+from ..conditioning import Condition, collate, split_batch, to_device
 from ..guards.loading import DataError
 from ..guards.messages import message_of
 from ..randomness import counted_generator
@@ -62,7 +62,8 @@ def _results(
     function: Function, dataset: Dataset, indices: list[int], batch_size: int, device: str | torch.device, progress: tqdm
 ) -> list[Tensor]:
     results, start = [], 0
-    for batch in DataLoader(Subset(dataset, indices), batch_size, generator=torch.Generator()):  # not the global generator
+    own = torch.Generator()  # not the global one
+    for batch in DataLoader(Subset(dataset, indices), batch_size, generator=own, collate_fn=collate):
         images, condition = split_batch(batch)
         rows = torch.tensor(indices[start : start + len(images)])
         results.append(function(images.to(device), to_device(condition, device), rows).cpu().double())

@@ -166,6 +166,10 @@ class TrainingConfig(DataOptions):
             "{fourier_powers} must be at most 64 exponents from -64 to 64.",
         )
         refuse_if(
+            self.caption_column is not None,
+            "{caption_column} is for models of text, which can't be trained yet: leave it out.",
+        )
+        refuse_if(
             self.validation_split == "train",
             "{validation_split} is 'train', whose images are trained on: name another, or leave it out.",
         )

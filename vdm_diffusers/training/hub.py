@@ -38,7 +38,7 @@ TEMPLATE = """---
 # {title}
 
 A [variational diffusion model](https://arxiv.org/abs/2107.00630) of {data}, {shape} {kind},
-trained with vdm_diffusers{progress}.{preparation}
+trained with vdm_diffusers{progress}.{preparation}{attribution}
 
 | {unit} of {num_images} held-out images | |
 | --- | --- |
@@ -104,6 +104,7 @@ def save_model_card(folder: Path, config: TrainingConfig, data: ImageData, vdm: 
         shape=in_words(data.shape),
         kind=f"with {data.num_levels} levels" if vdm.unit is BITS_PER_DIM else "latents of an autoencoder",
         preparation=f" Its images were {data.preparation}: the figures are of images so prepared." if data.preparation else "",
+        attribution="" if data.attribution is None else f" {data.attribution}",
         unit="bits per dimension" if vdm.unit is BITS_PER_DIM else "nats per dimension of the latents",
         progress="" if metrics["step"] == config.max_train_steps else f", after {metrics['step']} of its steps",
         figures=_figures(metrics, vdm.unit),
@@ -172,6 +173,7 @@ def evaluation_command(model: str, config: TrainingConfig, data: ImageData, metr
         "data_dir": config.train_data_dir,
         "image_column": config.image_column,
         "label_column": config.label_column,
+        "caption_column": config.caption_column,
         "num_spatial_dims": config.num_spatial_dims,
         "split": config.validation_split,
         "max_images": None if all_used else metrics["num_images"],

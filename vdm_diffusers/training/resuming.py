@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 from ..class_names import check_same_classes
-from ..data.fingerprints import fingerprint, fingerprint_of_labels
+from ..data.fingerprints import fingerprint, fingerprint_of_captions, fingerprint_of_labels
 from ..data.images import ImageData
 from ..guards.messages import Message, refuse_if
 from .config import TrainingConfig, misfitting_options
@@ -60,26 +60,31 @@ class DataIdentity:
         fingerprint (`str`): A hash of its images.
         labels (`str`, *optional*): A hash of its labels, `None` without labels.
         class_names (`list[str]`, *optional*): The names of its classes, in the order of their labels.
+        captions (`str`, *optional*): A hash of its captions, `None` without captions.
     """
 
     name: str
     fingerprint: str
     labels: str | None
     class_names: list[str] | None
+    captions: str | None = None
 
     @classmethod
     def of(cls, data: ImageData) -> "DataIdentity":
         """The identity of these data."""
-        return cls(data.name, fingerprint(data), fingerprint_of_labels(data), data.class_names)
+        hashes = fingerprint(data), fingerprint_of_labels(data)
+        return cls(data.name, *hashes, data.class_names, fingerprint_of_captions(data))
 
     @classmethod
     def from_manifest(cls, data: Mapping[str, Any]) -> "DataIdentity":
         """What a manifest says of it; `ValueError` if something is missing or of another type."""
-        identity = cls(data.get("name"), data.get("fingerprint"), data.get("labels", UNKNOWN), data.get("class_names"))
+        hashes = data.get("fingerprint"), data.get("labels", UNKNOWN)
+        identity = cls(data.get("name"), *hashes, data.get("class_names"), data.get("captions"))
         if not (isinstance(identity.name, str) and isinstance(identity.fingerprint, str)):
             raise ValueError("`data` has no `name` and `fingerprint`")
-        if not isinstance(identity.labels, str | None):
-            raise ValueError("`labels` of `data` is no hash")
+        for name in ("labels", "captions"):
+            if not isinstance(getattr(identity, name), str | None):
+                raise ValueError(f"`{name}` of `data` is no hash")
         names = identity.class_names
         if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
             raise ValueError("`class_names` of `data` are no names")
@@ -91,6 +96,8 @@ class DataIdentity:
             other = f"{then.name!r}, but these are other images, those of {self.name!r}"
         elif then.labels not in (UNKNOWN, self.labels):
             other = f"{then.name!r} with other labels than those of {self.name!r}"
+        elif then.captions != self.captions:
+            other = f"{then.name!r} with other captions than those of {self.name!r}"
         else:
             origin = Message("the run that {resume_from_checkpoint} goes on from")
             check_same_classes(self.class_names, then.class_names, repr(self.name), origin)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count, islice
 from pathlib import Path
+from typing import Any
 
 import PIL.Image
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 
-from ..conditioning import drop, split_batch
+from ..conditioning import collate, drop, split_batch
 from ..data.checking import describe_unreadable
 from ..data.images import ImageData
 from ..data.streaming import ImageStream, StreamLoader
@@ -175,9 +176,10 @@ class Trainer:
             drop_last=True,
             num_workers=num_workers,
             generator=torch.Generator(),  # an iterator draws a seed, which must not come from the global generator
+            collate_fn=collate,
         )
 
-    def _batches(self) -> Iterator[dict[str, Tensor]]:
+    def _batches(self) -> Iterator[dict[str, Any]]:
         """Batches from where the run stands, epoch after epoch of whole steps, each in its own order."""
         if isinstance(self.loader, StreamLoader):
             return  # taken step by step
@@ -188,7 +190,7 @@ class Trainer:
             yield from islice(skip_first_batches(self.loader, to_skip) if to_skip else self.loader, to_take)
             done = 0
 
-    def _batches_of_step(self, batches: Iterator[dict[str, Tensor]], signals: StopSignals) -> Iterable[dict[str, Tensor]]:
+    def _batches_of_step(self, batches: Iterator[dict[str, Any]], signals: StopSignals) -> Iterable[dict[str, Any]]:
         """Those of the next step. Where an image can't be trained on, on any process, all of them stop."""
         number, taken, problem = self.config.gradient_accumulation_steps, [], None
         stream = self.loader if isinstance(self.loader, StreamLoader) else None
@@ -206,7 +208,7 @@ class Trainer:
                 raise DataError(next(sentence for sentence in gather_object([problem]) if sentence is not None))
         return taken
 
-    def _optimizer_step(self, batches: Iterable[dict[str, Tensor]]) -> None:
+    def _optimizer_step(self, batches: Iterable[dict[str, Any]]) -> None:
         moments = []
         for micro_step, batch in enumerate(batches):
             images, condition = split_batch(batch)
