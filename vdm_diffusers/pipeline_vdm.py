@@ -269,11 +269,12 @@ class VDMPipeline(PlainConfigMixin, DiffusionPipeline):
             *(prompt_embeds, negative_prompt_embeds, prompt_attention_mask, negative_prompt_attention_mask),
         )
         number = batch_size or next((len(given) for given in (latents, x) if given is not None), None)
-        condition, null = self._conditions(condition, class_labels, prompts, number)
+        condition, null_text = self._conditions(condition, class_labels, prompts, number)
         if guidance_scale != 1 and not condition:
             raise ValueError(f"`guidance_scale` is {guidance_scale}, which needs `class_labels`, a `prompt` or another `condition`.")
         batch_size = self._resolve_batch_size(batch_size, condition, latents, x)
-        condition, null = (self._checked(told, batch_size) for told in (condition, null))
+        condition = self._checked(condition, batch_size)
+        null = self._checked({**null_condition(condition, self.unet), **null_text}, batch_size)
         # before the latents: some schedulers scale them by the first noise level
         self._set_timesteps(num_inference_steps, timesteps, device)
         latents = self._prepare_latents(batch_size, generator, latents, device)
@@ -421,11 +422,11 @@ class VDMPipeline(PlainConfigMixin, DiffusionPipeline):
     def _conditions(
         self, condition: Condition | None, class_labels: Labels | None, prompts: Prompts, number: int | None
     ) -> tuple[Condition, Condition]:
-        """What the denoiser is told in a call, and what guidance compares with; what is one for all is one for so many."""
+        """What the denoiser is told in a call, and the texts that guidance compares with; one for all is one for so many."""
         labels = None if class_labels is None else labels_of(class_labels, number or 1, self.labels, self.unet)
         prompts, rest = prompts.within(as_condition(condition, labels))
         text, null_text = prompts.conditions(self.prompt_encoder, self.unet, number)
-        return {**rest, **text}, {**null_condition(rest, self.unet), **null_text}
+        return {**rest, **text}, null_text
 
     def _told(
         self, condition: Condition | None, class_labels: Labels | None, prompt: str | list[str] | None, number: int

@@ -1,7 +1,7 @@
 """Text encoders of transformers: prompts -> what a denoiser is told of them."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,6 +53,8 @@ class PromptEncoder:
 
     Attributes:
         width (`int`): The length of a token's vector.
+        stored (`Mapping`): Encodings by their prompts that are looked up instead of computed, as [`~PromptEncoder.encode`]
+            returns them.
 
     Raises `ValueError` for a `max_sequence_length` that the encoder can't take.
     """
@@ -72,7 +74,8 @@ class PromptEncoder:
                 " tokens."
             )
         self.max_sequence_length = max_sequence_length or min(limit, MAX_SEQUENCE_LENGTH)
-        self._remembered = lru_cache(maxsize=REMEMBERED)(self._encode)
+        self.stored: Mapping[str, tuple[Tensor, Tensor]] = {}
+        self._remembered = lru_cache(maxsize=REMEMBERED)(self.encode)
 
     def __call__(self, prompts: Sequence[str], unet: nn.Module) -> Condition:
         """
@@ -82,7 +85,7 @@ class PromptEncoder:
         Raises `ValueError` for a denoiser that takes no text, or vectors of another length.
         """
         check_text_width(unet, self.width)
-        encoded = [self._remembered(prompt) for prompt in prompts]
+        encoded = [self.stored[prompt] if prompt in self.stored else self._remembered(prompt) for prompt in prompts]
         condition = {HIDDEN_STATES: torch.stack([hidden for hidden, _ in encoded]).to(compute_dtype(unet))}
         if self.has_mask and takes(unet, MASK):
             condition[MASK] = torch.stack([mask for _, mask in encoded])
@@ -98,9 +101,15 @@ class PromptEncoder:
         tokens = (self.tokenizer(prompt, verbose=False).input_ids for prompt in prompts)
         return sum(len(ids) > self.max_sequence_length for ids in tokens)
 
+    @property
+    def fingerprint(self) -> str:
+        """What distinguishes its encodings from those of others."""
+        weights = sum(parameter.double().abs().sum().item() for parameter in self.text_encoder.parameters())
+        return f"{type(self.text_encoder).__name__} {weights:.6e}, {self.max_sequence_length} tokens"
+
     @torch.no_grad()
-    def _encode(self, prompt: str) -> tuple[Tensor, Tensor]:
-        """`(L, width)` and the mask `(L,)`, on the encoder's device."""
+    def encode(self, prompt: str) -> tuple[Tensor, Tensor]:
+        """The vectors of one prompt `(L, width)` and its mask `(L,)`, on the encoder's device."""
         tokens = self.tokenizer(
             prompt, padding="max_length", truncation=True, max_length=self.max_sequence_length, return_tensors="pt"
         ).to(self.text_encoder.device)

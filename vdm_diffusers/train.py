@@ -34,10 +34,13 @@ from .data import DataError, ImageData, load_images
 from .data.images import EMBEDDED
 from .data.latents import in_latent_space, latent_shape
 from .data.streaming import load_image_stream
+from .data.texts import all_captions, cache_text_embeddings, with_encoded_captions
 from .guards.messages import as_flag, refuse_if, spelled
 from .guards.secrecy import forget_arguments, guarded_output, redacted
 from .likelihood import variational_bound
+from .text_encoders import PromptEncoder, load_prompt_encoder
 from .training import Trainer
+from .training.captions import validation_prompts
 from .training.checkpoints.folders import CheckpointError, find_checkpoints
 from .training.checkpoints.manifests import read_manifest
 from .training.config import DESCRIBED_BY_CONFIG, DIGITS, TrainingConfig
@@ -80,10 +83,14 @@ def run(config_class: type[TrainingConfig], until_the_end: ExitStack) -> None:
         checkpoint = on_main_process(accelerator, check_output_dir, config)
         if accelerator.num_processes > 1:
             on_main_process(accelerator, check_data, config)
-        data, vae = load_data(config), load_vae(config)
+        data, vae, prompt_encoder = load_data(config), load_vae(config), load_text_encoder(config)
         shape = data.shape if vae is None else latent_shape(vae, data)
         set_seed(config.seed)
-        vdm = build_vdm(config, replace(data, shape=shape), vae)
+        vdm = build_vdm(config, replace(data, shape=shape), vae, prompt_encoder)
+        if data.has_captions:
+            config.validation_prompts = config.validation_prompts or validation_prompts(data, config.num_samples)
+            with accelerator.main_process_first():
+                prepare_text(config, data, vdm.prompt_encoder, accelerator)
         if vae is not None:
             with accelerator.main_process_first():
                 data = in_latent_space(
@@ -124,20 +131,24 @@ def run(config_class: type[TrainingConfig], until_the_end: ExitStack) -> None:
     with timed(seconds, "sampling"):
         samples = draw_samples(accelerator, vdm, config)
     with exit_with_message(COMMAND, DataError, silent=silent), timed(seconds, "evaluation"):
-        bound = variational_bound(
-            VDM.from_pipeline(vdm.to_pipeline(), num_timesteps=config.num_timesteps),
-            data.validation,
-            config.final_validation_repeats,
-            seed=config.seed,
-            device=accelerator.device,
-            processes=PartialState(),
-        )
+        trained = VDM.from_pipeline(vdm.to_pipeline(), num_timesteps=config.num_timesteps)
+        bounds = [
+            variational_bound(
+                trained,
+                with_encoded_captions(data.validation, vdm.prompt_encoder, vdm.unet, captions),
+                config.final_validation_repeats,
+                seed=config.seed,
+                device=accelerator.device,
+                processes=PartialState(),
+            )
+            for captions in ([None, [""] * len(data.validation)] if data.has_captions else [None])
+        ]
     accelerator.end_training()
     if not accelerator.is_main_process:
         return
 
     try:
-        metrics = finish(config, data, vdm, trainer.history, samples, bound, seconds)
+        metrics = finish(config, data, vdm, trainer.history, samples, bounds, seconds)
     except (OSError, DataError) as error:
         remedy = ". Make room" if isinstance(error, OSError) else " Repair it"
         raise SystemExit(
@@ -214,6 +225,24 @@ def check_data(config: TrainingConfig) -> None:
 def load_vae(config: TrainingConfig) -> ModelMixin | None:
     """The autoencoder that the options name, if any."""
     return config.vae_model_name_or_path and load_autoencoder(config.vae_model_name_or_path, config.cache_dir)
+
+
+def load_text_encoder(config: TrainingConfig) -> PromptEncoder | None:
+    """The text encoder that the options name, if any."""
+    name = config.text_encoder_name_or_path
+    return name and load_prompt_encoder(name, config.cache_dir, config.max_sequence_length)
+
+
+def prepare_text(config: TrainingConfig, data: ImageData, encoder: PromptEncoder, accelerator: Accelerator) -> None:
+    """Move the text encoder to its device, have the captions encoded if they are to be kept, and say how many are cut."""
+    encoder.text_encoder.to(accelerator.device)
+    if config.cache_text_embeddings is not None:
+        cache_text_embeddings(encoder, data.train, config.cache_text_embeddings, write=not config.dry_run)
+    if accelerator.is_main_process and not config.streaming:
+        captions = all_captions(data.train)
+        if cut := encoder.num_cut(captions):
+            length = encoder.max_sequence_length
+            print(f"{COMMAND}: {cut:,} of {len(captions):,} captions have more than {length} tokens and are cut.")
 
 
 def build_accelerator(config: TrainingConfig) -> Accelerator:

@@ -2,7 +2,7 @@
 
 import math
 import os
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import torch
 from diffusers.configuration_utils import register_to_config
@@ -50,6 +50,9 @@ class VDMUNet2DModel(ModelMixin, PlainConfigMixin):
         num_class_embeds (`int`, *optional*): Number of classes of a class-conditional model, a null class included.
         conditioning_dim (`int`, defaults to 1):
             Number of scalars appended to the time embedding; the official models have one, the augmentation flag.
+        cross_attention_dim (`int`, *optional*):
+            Length of the vectors of a text, for a model that is conditioned on text. Their mean is added to the time
+            embedding, and wherever pixels attend to each other they then attend to them.
 
     Raises:
         `TypeError` and `ValueError`: for parameters of another type or out of range, channels that groups or heads don't
@@ -78,6 +81,7 @@ class VDMUNet2DModel(ModelMixin, PlainConfigMixin):
         norm_eps: Share = 1e-6,
         num_class_embeds: Annotated[int, Within(0, 2**20)] | None = None,
         conditioning_dim: Annotated[int, Within(0, 2**14)] = 1,
+        cross_attention_dim: Size | None = None,
     ):
         super().__init__()
         out_channels = in_channels if out_channels is None else out_channels
@@ -99,7 +103,7 @@ class VDMUNet2DModel(ModelMixin, PlainConfigMixin):
         num_blocks = 2 * layers_per_side + 3
         weights = num_blocks * 22 * block_channels**2 + (layers_per_side + 1) * 11 * block_channels**2
         weights += num_blocks * attention_everywhere * 4 * block_channels**2 + embedding_dim * (num_class_embeds or 0)
-        weights += 9 * block_channels * (num_features + in_channels)
+        weights += 9 * block_channels * (num_features + in_channels) + embedding_dim * (cross_attention_dim or 0)
         if weights > MAX_PARAMETERS:
             raise ValueError(
                 f"A denoiser with `block_channels` {block_channels}, `layers_per_side` {layers_per_side}, `in_channels`"
@@ -113,12 +117,15 @@ class VDMUNet2DModel(ModelMixin, PlainConfigMixin):
             nn.Linear(embedding_dim, embedding_dim),
         )
         self.class_embedding = nn.Embedding(num_class_embeds, embedding_dim) if num_class_embeds else None
+        self.text_embedding = nn.Linear(cross_attention_dim, embedding_dim) if cross_attention_dim else None
 
         def resnet(channels: int = block_channels) -> ResnetBlock:
             return ResnetBlock(channels, block_channels, embedding_dim, dropout, norm_num_groups, norm_eps)
 
         def attention() -> Attention:
-            return Attention(block_channels, attention_head_dim or block_channels, norm_num_groups, norm_eps)
+            return Attention(
+                block_channels, attention_head_dim or block_channels, norm_num_groups, norm_eps, cross_attention_dim
+            )
 
         def side(num_blocks: int, channels: int) -> nn.ModuleList:
             return nn.ModuleList(
@@ -151,7 +158,7 @@ class VDMUNet2DModel(ModelMixin, PlainConfigMixin):
             if isinstance(module, ResnetBlock):
                 nn.init.zeros_(module.conv2.weight)
                 nn.init.zeros_(module.cond_proj.weight)
-            elif isinstance(module, Attention):
+            elif isinstance(module, AttentionOver):
                 nn.init.zeros_(module.to_out.weight)
         nn.init.zeros_(self.conv_out.weight)
 
@@ -162,6 +169,8 @@ class VDMUNet2DModel(ModelMixin, PlainConfigMixin):
         class_labels: Tensor | None = None,
         conditioning: Tensor | None = None,
         return_dict: bool = True,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
     ) -> UNet2DOutput | tuple[Tensor]:
         """
         Args:
@@ -170,30 +179,50 @@ class VDMUNet2DModel(ModelMixin, PlainConfigMixin):
             class_labels (`Tensor` of shape `(B,)`, *optional*): Needed if the model is class-conditional.
             conditioning (`Tensor` of shape `(B, conditioning_dim)`, *optional*): Defaults to zeros.
             return_dict (`bool`, defaults to `True`): [`UNet2DOutput`] or a plain tuple.
+            encoder_hidden_states (`Tensor` of shape `(B, L, cross_attention_dim)`, *optional*): The vectors of a text, needed
+                if the model is conditioned on one.
+            encoder_attention_mask (`Tensor` of shape `(B, L)`, *optional*): True, or 1, for those that count. Defaults to all.
 
         Returns:
             The output, shaped as `sample` and in its dtype; what it estimates is the pipeline's `prediction_type`.
         """
-        embedding = self._embed(sample, timestep, class_labels, conditioning)
+        text = self._text(sample, encoder_hidden_states, encoder_attention_mask)
+        embedding = self._embed(sample, timestep, class_labels, conditioning, text)
         hidden = self.conv_in(self._with_fourier_features(sample))
         skips = [hidden]
         for stage in self.down:
-            hidden = self._run(stage, hidden, embedding)
+            hidden = self._run(stage, hidden, embedding, text)
             skips.append(hidden)
         for stage in self.mid:
-            hidden = self._run(stage, hidden, embedding)
+            hidden = self._run(stage, hidden, embedding, text)
         for stage in self.up:
-            hidden = self._run(stage, torch.cat([hidden, skips.pop()], dim=1), embedding)
+            hidden = self._run(stage, torch.cat([hidden, skips.pop()], dim=1), embedding, text)
         output = sample + self.conv_out(silu(self.norm_out(hidden)))
         return UNet2DOutput(sample=output) if return_dict else (output,)
 
-    def _run(self, stage: nn.Module, hidden: Tensor, embedding: Tensor) -> Tensor:
+    def _run(self, stage: nn.Module, hidden: Tensor, embedding: Tensor, text: "Text | None") -> Tensor:
         if torch.is_grad_enabled() and self.gradient_checkpointing:
-            return self._gradient_checkpointing_func(stage, hidden, embedding)
-        return stage(hidden, embedding)
+            return self._gradient_checkpointing_func(stage, hidden, embedding, text)
+        return stage(hidden, embedding, text)
+
+    def _text(self, sample: Tensor, hidden_states: Tensor | None, mask: Tensor | None) -> "Text | None":
+        if self.text_embedding is None:
+            if hidden_states is not None:
+                raise ValueError("`encoder_hidden_states` were given, but this denoiser takes no text (`cross_attention_dim`).")
+            return None
+        if hidden_states is None:
+            raise ValueError("This denoiser is conditioned on text (`cross_attention_dim` is set): give `encoder_hidden_states`.")
+        if mask is None:
+            mask = hidden_states.new_ones(hidden_states.shape[:2])
+        return Text(hidden_states.to(sample.dtype), mask.bool())
 
     def _embed(
-        self, sample: Tensor, timestep: Tensor | float, class_labels: Tensor | None, conditioning: Tensor | None
+        self,
+        sample: Tensor,
+        timestep: Tensor | float,
+        class_labels: Tensor | None,
+        conditioning: Tensor | None,
+        text: "Text | None",
     ) -> Tensor:
         """The conditioning vector that every block receives, `(B, 4 * block_channels)`."""
         batch_size = sample.shape[0]
@@ -210,6 +239,8 @@ class VDMUNet2DModel(ModelMixin, PlainConfigMixin):
             embedding = embedding + self.class_embedding(class_labels)
         elif class_labels is not None:
             raise ValueError("`class_labels` were given, but this denoiser is unconditional (`num_class_embeds` is not set).")
+        if text is not None:
+            embedding = embedding + self.text_embedding(text.mean())
         return silu(embedding)
 
     def _with_fourier_features(self, sample: Tensor) -> Tensor:
@@ -233,6 +264,24 @@ def timestep_embedding(timestep: Tensor, num_channels: int) -> Tensor:
     return torch.nn.functional.pad(torch.cat([angles.sin(), angles.cos()], dim=1), (0, num_channels % 2))
 
 
+class Text(NamedTuple):
+    """
+    The vectors of a text.
+
+    Attributes:
+        hidden_states (`Tensor` of shape `(B, L, width)`): Of its tokens.
+        mask (`Tensor` of shape `(B, L)`): True for those that count.
+    """
+
+    hidden_states: Tensor
+    mask: Tensor
+
+    def mean(self) -> Tensor:
+        """Of those that count, `(B, width)`."""
+        weights = self.mask[..., None].to(self.hidden_states.dtype)
+        return (self.hidden_states * weights).sum(1) / weights.sum(1)
+
+
 class Stage(nn.Module):
     """A ResNet block, with attention after it or without."""
 
@@ -240,9 +289,9 @@ class Stage(nn.Module):
         super().__init__()
         self.resnet, self.attention = resnet, attention
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+    def forward(self, x: Tensor, embedding: Tensor, text: Text | None = None) -> Tensor:
         x = self.resnet(x, embedding)
-        return x if self.attention is None else self.attention(x)
+        return x if self.attention is None else self.attention(x, text)
 
 
 class ResnetBlock(nn.Module):
@@ -264,22 +313,37 @@ class ResnetBlock(nn.Module):
         return self.shortcut(x) + h
 
 
-class Attention(nn.Module):
-    """Self-attention over the pixels, `(B, C, H, W)` to the same shape, added to its input."""
+class AttentionOver(nn.Module):
+    """Attention of the pixels `(B, C, H, W)` over tokens `(B, L, width)`, to the shape of the pixels, added to them."""
 
-    def __init__(self, channels: int, head_dim: int, groups: int, eps: float):
+    def __init__(self, channels: int, width: int, head_dim: int, groups: int, eps: float):
         super().__init__()
         self.head_dim = head_dim
         self.norm = nn.GroupNorm(groups, channels, eps)
         self.to_q = nn.Linear(channels, channels)
-        self.to_k = nn.Linear(channels, channels)
-        self.to_v = nn.Linear(channels, channels)
+        self.to_k = nn.Linear(width, channels)
+        self.to_v = nn.Linear(width, channels)
         self.to_out = nn.Linear(channels, channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        tokens = self.norm(x).flatten(2).transpose(1, 2)
+    def forward(self, x: Tensor, tokens: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """Over the pixels themselves, normalised, if there are no `tokens`; over those of the `mask` `(B, L)`."""
+        pixels = self.norm(x).flatten(2).transpose(1, 2)
+        tokens = pixels if tokens is None else tokens
         query, key, value = (
-            project(tokens).unflatten(2, (-1, self.head_dim)).transpose(1, 2) for project in (self.to_q, self.to_k, self.to_v)
+            project(given).unflatten(2, (-1, self.head_dim)).transpose(1, 2)
+            for project, given in ((self.to_q, pixels), (self.to_k, tokens), (self.to_v, tokens))
         )
-        attended = scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
-        return x + self.to_out(attended).transpose(1, 2).unflatten(2, x.shape[2:])
+        attended = scaled_dot_product_attention(query, key, value, None if mask is None else mask[:, None, None])
+        return x + self.to_out(attended.transpose(1, 2).flatten(2)).transpose(1, 2).unflatten(2, x.shape[2:])
+
+
+class Attention(AttentionOver):
+    """Attention of the pixels over each other, and then over a text, if there is one."""
+
+    def __init__(self, channels: int, head_dim: int, groups: int, eps: float, text_width: int | None = None):
+        super().__init__(channels, channels, head_dim, groups, eps)
+        self.over_text = AttentionOver(channels, text_width, head_dim, groups, eps) if text_width else None
+
+    def forward(self, x: Tensor, text: Text | None = None) -> Tensor:
+        x = super().forward(x)
+        return x if self.over_text is None else self.over_text(x, *text)

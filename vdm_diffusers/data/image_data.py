@@ -49,6 +49,10 @@ class ImageDataset(Dataset):
         row = self.rows[index]
         return {"images": self._pixels(row[self.image_column], index)} | told(row, self.label_column, self.caption_column)
 
+    def captions(self, index: int) -> list[str]:
+        """Those of an item, its image unread; the empty one if there are none."""
+        return [""] if self.caption_column is None else captions_in(stored_caption(self.rows[index], self.caption_column))
+
     def _pixels(self, stored: Any, index: int) -> Tensor:
         path = stored.get("path") if isinstance(stored, dict) else None
         try:

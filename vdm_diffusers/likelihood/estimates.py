@@ -28,6 +28,7 @@ class Estimate:
             freedom, which is far above 1.96 for few repeats: the error is then itself uncertain.
         variance (`float`): Of a single estimate, from one image and one draw.
         unit ([`Unit`]): Bits per dimension of integer images, nats per dimension of real-valued data, such as latents.
+        of_images (`Tensor` of shape `(N,)`): The mean over the repeats, of each image; not part of records.
 
     With a single repeat the two errors can't be told from each other: they are `None`, and `standard_error`, from the spread of
     all values, is an upper bound where the draws are stratified.
@@ -39,6 +40,7 @@ class Estimate:
     standard_error_draws: float | None
     interval_95: list[float]
     variance: float
+    of_images: Tensor
     unit: Unit = BITS_PER_DIM
 
     @classmethod
@@ -66,6 +68,7 @@ class Estimate:
             standard_error_draws=draws,
             interval_95=[mean - margin, mean + margin],
             variance=values.var().item(),
+            of_images=values.mean(0),
             **facts,
         )
 
@@ -78,8 +81,28 @@ class Estimate:
 
     def record(self) -> dict:
         """All of it for JSON, with the name of the unit for `per_dim`."""
-        fields = {name: value for name, value in asdict(self).items() if name not in ("unit", "per_dim")}
+        fields = {name: value for name, value in asdict(self).items() if name not in ("unit", "per_dim", "of_images")}
         return {self.unit.name: self.per_dim} | fields
+
+
+@dataclass(frozen=True)
+class Difference:
+    """
+    The mean difference of two estimates for the same images.
+
+    Attributes:
+        per_dim (`float`): In their unit.
+        standard_error (`float`): From the differences of the images, whose draws are independent.
+    """
+
+    per_dim: float
+    standard_error: float
+
+    @classmethod
+    def between(cls, more: Estimate, less: Estimate) -> "Difference":
+        """That of `more` minus `less`, whose images are the same in the same order."""
+        differences = more.of_images - less.of_images
+        return cls(differences.mean().item(), differences.std().item() / math.sqrt(len(differences)))
 
 
 def check_sizes(num_images: int, num_repeats: int) -> None:

@@ -61,6 +61,13 @@ class TrainingConfig(DataOptions):
     cache_latents: str | None = option(
         None, "A folder to keep the latents of the training images in, encoded once. Default: encode them as they come."
     )
+    text_encoder_name_or_path: str | None = option(
+        None, "A text encoder of transformers with its tokenizer, or a pipeline with both: folder or Hub name."
+    )
+    max_sequence_length: Count | None = option(None, "Tokens of a caption, padded or cut. Default: what the encoder takes, or 77.")
+    cache_text_embeddings: str | None = option(
+        None, "A folder to keep the encoded training captions in. Default: encode them as they come."
+    )
     pretrained_model_name_or_path: str | None = option(None, "A saved VDM, folder or Hub name, to train on.")
     model_config_name_or_path: str | None = option(
         None, "Configuration of another denoiser of diffusers to train anew: a JSON file, a folder, or a name on the Hub."
@@ -84,6 +91,7 @@ class TrainingConfig(DataOptions):
         "elbo", "What noise levels count for in the loss; all but elbo, the bound, fix the schedule's end points."
     )
     class_dropout: Share = option(0.1, "Share of labels replaced by the null class, for classifier-free guidance.")
+    caption_dropout: Share = option(0.1, "Share of captions replaced by the empty one, for classifier-free guidance.")
 
     # Optimisation
     max_train_steps: Count = option(1_000_000, "Optimiser steps.")
@@ -123,6 +131,9 @@ class TrainingConfig(DataOptions):
     max_validation_images: AtLeastTwo | None = option(None, "Held-out images of a validation; the final one takes all.")
     final_validation_repeats: Draws = option(4, "Times and noises an image in the final evaluation.")
     num_samples: Draws = option(64, "Images in a sample grid.")
+    validation_prompts: list[str] | None = option(
+        None, "Captions of a sample grid, taken in turns. Default: those of the first held-out images."
+    )
     num_inference_steps: Draws = option(250, "Sampling steps of a grid.")
     report_to: str = option("tensorboard", "Tracker, by its name in Accelerate, 'all' or 'none'.")
     dry_run: bool = option(False, "Check everything, print the plan and what it needs, and exit without writing anything.")
@@ -165,9 +176,24 @@ class TrainingConfig(DataOptions):
             len(powers) > 64 or not all(-64 <= power <= 64 for power in powers),
             "{fourier_powers} must be at most 64 exponents from -64 to 64.",
         )
+        for name in ("text_encoder_name_or_path", "cache_text_embeddings", "max_sequence_length", "validation_prompts"):
+            refuse_if(
+                getattr(self, name) is not None and self.caption_column is None,
+                "{} is for models of text: name their captions by {caption_column}, or leave it out.",
+                Argument(name),
+            )
+        named = (self.text_encoder_name_or_path, self.pretrained_model_name_or_path)
         refuse_if(
-            self.caption_column is not None,
-            "{caption_column} is for models of text, which can't be trained yet: leave it out.",
+            self.caption_column is not None and named == (None, None),
+            "{caption_column} needs {text_encoder_name_or_path}: what encodes captions.",
+        )
+        refuse_if(
+            None not in named,
+            "{pretrained_model_name_or_path} has its own text encoder: leave out {text_encoder_name_or_path}.",
+        )
+        refuse_if(
+            self.cache_text_embeddings is not None and self.streaming,
+            "{cache_text_embeddings} encodes every caption once: leave out {streaming}, or it.",
         )
         refuse_if(
             self.validation_split == "train",

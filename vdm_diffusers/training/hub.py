@@ -218,6 +218,10 @@ def _figures(metrics: dict, unit: Unit) -> str:
         f"| — 95 % interval | {low:.4f} to {high:.4f} |",
     ]
     rows += [f"| — {term} | {metrics[term]:.4f} |" for term in ("prior", "reconstruction", "diffusion")]
+    if "worth_of_captions" in metrics:
+        worth = metrics["worth_of_captions"]
+        rows.append(f"| without captions | {metrics['without_captions']:.4f} |")
+        rows.append(f"| what the captions are worth | {worth['per_dim']:.4f} ± {worth['standard_error']:.4f} |")
     if "histogram_bits_per_dim" in metrics:
         rows.append(f"| one histogram for every pixel | {metrics['histogram_bits_per_dim']:.4f} |")
     return "\n".join(rows)

@@ -15,6 +15,7 @@ from ..guards.loading import refused_as
 from ..guards.messages import Argument, Message, refuse_if
 from ..noise_schedules import NOISE_SCHEDULES, LearnedChainSchedule, NoiseSchedule
 from ..pictures import in_words
+from ..text_encoders import PromptEncoder
 from ..unet_vdm import VDMUNet2DModel
 from ..vdm import VDM
 from .augmentations import check_augmentation
@@ -22,13 +23,19 @@ from .config import TrainingConfig
 from .model_config import build_from_config, build_within_memory
 
 
-def build_vdm(config: TrainingConfig, data: ImageData, vae: ModelMixin | None = None) -> VDM:
-    """A new model for the data, or the pretrained one that the configuration names; with an autoencoder, of its latents.
+def build_vdm(
+    config: TrainingConfig, data: ImageData, vae: ModelMixin | None = None, prompt_encoder: PromptEncoder | None = None
+) -> VDM:
+    """
+    A new model for the data, or the pretrained one that the configuration names; with an autoencoder, of its latents, and with
+    a text encoder, of images with their captions.
 
     Raises `ValueError` if the options can't be those of a model of these data.
     """
-    build = new_vdm if config.pretrained_model_name_or_path is None else pretrained_vdm
-    vdm = build(config, data, vae)
+    if config.pretrained_model_name_or_path is None:
+        vdm = new_vdm(config, data, vae, prompt_encoder)
+    else:
+        vdm = pretrained_vdm(config, data, vae)
     check_augmentation(config.augmentation, data.shape)
     refuse_if(
         config.augmentation == "paper" and "conditioning" not in signature(vdm.unet.forward).parameters,
@@ -68,6 +75,9 @@ def pretrained_vdm(config: TrainingConfig, data: ImageData, vae: ModelMixin | No
         "{} is a model of {} classes, but {!r} has {}: see {label_column}.",
         *(model, num_classes(vdm.unet) or "no", data.name, data.num_classes or "none"),
     )
+    has_text = vdm.prompt_encoder is not None
+    refuse_if(has_text and not data.has_captions, "{} is conditioned on text: name captions by {caption_column}.", model)
+    refuse_if(data.has_captions and not has_text, "{} is not conditioned on text: leave out {caption_column}.", model)
     check_same_classes(data.class_names, vdm.class_names, repr(data.name), model)
     vdm.class_names = vdm.class_names or data.class_names
     return vdm
@@ -85,12 +95,15 @@ def load_vdm(config: TrainingConfig) -> VDM:
     return vdm
 
 
-def new_vdm(config: TrainingConfig, data: ImageData, vae: ModelMixin | None) -> VDM:
+def new_vdm(
+    config: TrainingConfig, data: ImageData, vae: ModelMixin | None, prompt_encoder: PromptEncoder | None = None
+) -> VDM:
     """A model with random weights."""
+    text_width = None if prompt_encoder is None else prompt_encoder.width
     unet = (
-        new_unet(config, data, is_latent=vae is not None)
+        new_unet(config, data, vae is not None, text_width)
         if config.model_config is None
-        else build_from_config(config.model_config, data, config.model_config_name_or_path)
+        else build_from_config(config.model_config, data, config.model_config_name_or_path, text_width)
     )
     return VDM(
         unet,
@@ -101,10 +114,11 @@ def new_vdm(config: TrainingConfig, data: ImageData, vae: ModelMixin | None) -> 
         weighting=config.weighting,
         vae=vae,
         class_names=data.class_names,
+        prompt_encoder=prompt_encoder,
     )
 
 
-def new_unet(config: TrainingConfig, data: ImageData, is_latent: bool) -> VDMUNet2DModel:
+def new_unet(config: TrainingConfig, data: ImageData, is_latent: bool, text_width: int | None = None) -> VDMUNet2DModel:
     """The paper's denoiser, of the size that the options say."""
     refuse_if(
         len(data.shape) != 3,
@@ -124,6 +138,7 @@ def new_unet(config: TrainingConfig, data: ImageData, is_latent: bool) -> VDMUNe
             dropout=config.dropout,
             fourier_powers=fourier_powers if config.fourier_powers is None else tuple(config.fourier_powers),
             num_class_embeds=None if data.num_classes is None else data.num_classes + 1,
+            cross_attention_dim=text_width,
         )
 
 

@@ -11,6 +11,7 @@ import torch
 from diffusers import ModelMixin
 from huggingface_hub import hf_hub_download
 
+from ..conditioning import text_width
 from ..data.images import ImageData
 from ..denoisers import check_denoiser
 from ..guards.foreign_models import check_sizes, known_class, read_json, weights_limited
@@ -53,21 +54,24 @@ def class_of(config: dict[str, Any]) -> type[ModelMixin]:
     return found
 
 
-def build_from_config(config: dict[str, Any], data: ImageData, name: str) -> ModelMixin:
+def build_from_config(config: dict[str, Any], data: ImageData, name: str, width_of_text: int | None = None) -> ModelMixin:
     """
-    A denoiser with random weights, for samples as those of the data and for their classes.
+    A denoiser with random weights, for samples as those of the data and for their classes and captions.
 
     Args:
         config (`dict`): As [`read_model_config`] returns it.
         name (`str`): Where it comes from, for messages.
+        width_of_text (`int`, *optional*): The length of the vectors of captions.
 
     Raises:
         `ValueError`: if it contradicts the data, describes no denoiser of such samples, or one too large to be trained here.
     """
     cls = class_of(config)
     with refused_as(Message("{model_config_name_or_path} {!r} describes no denoiser of these data", name[:100])):
-        denoiser = build_within_memory(cls.from_config, _completed(config, signature(cls).parameters, data))
+        denoiser = build_within_memory(cls.from_config, _completed(config, signature(cls).parameters, data, width_of_text))
         check_denoiser(denoiser, data.shape)
+        if width_of_text is None and text_width(denoiser) is not None:
+            raise ValueError(Message("It is conditioned on text: name captions by {caption_column}."))
     return denoiser
 
 
@@ -79,7 +83,17 @@ def build_within_memory(build: Callable[..., ModelMixin], *args: Any, **kwargs: 
     return build(*args, **kwargs)
 
 
-def _completed(config: dict[str, Any], parameters: Container[str], data: ImageData) -> dict[str, Any]:
+def _name_of_text_width(parameters: Container[str]) -> str:
+    """What a class of denoisers calls the length of the vectors of captions; `ValueError` if it takes none."""
+    for name in ("caption_channels", "cross_attention_dim"):
+        if name in parameters:
+            return name
+    raise ValueError("It takes no text: leave out the captions, or describe another denoiser.")
+
+
+def _completed(
+    config: dict[str, Any], parameters: Container[str], data: ImageData, width_of_text: int | None
+) -> dict[str, Any]:
     """A configuration with what the data decide and a model takes; `ValueError` where it says otherwise."""
     channels, *size = data.shape
     decided = {
@@ -89,6 +103,8 @@ def _completed(config: dict[str, Any], parameters: Container[str], data: ImageDa
         "num_class_embeds": None if data.num_classes is None else data.num_classes + 1,
         "num_embeds_ada_norm": data.num_classes,
     }
+    if width_of_text is not None:
+        decided[_name_of_text_width(parameters)] = width_of_text
     config = {key: value for key, value in config.items() if key != CLASS}
     for key, value in decided.items():
         given = config.get(key)

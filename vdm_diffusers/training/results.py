@@ -2,12 +2,15 @@
 
 import json
 import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from ..data.histogram import histogram_bits_per_dim
 from ..data.images import ImageData
 from ..figures import save_forward_process, save_training_curve
 from ..likelihood.bound import VariationalBound
+from ..likelihood.estimates import Difference
 from ..units import BITS_PER_DIM, Unit
 from ..vdm import VDM
 from .config import TrainingConfig
@@ -23,18 +26,26 @@ def finish(
     vdm: VDM,
     history: History,
     samples: Samples,
-    bound: VariationalBound,
+    bounds: Sequence[VariationalBound],
     seconds: dict[str, float],
 ) -> dict:
-    """Write the trained model, its pictures, what was measured, and its card; return the measurements."""
+    """
+    Write the trained model, its pictures, what was measured, and its card; return the measurements.
+
+    The bounds are the one of the held-out images and, of a model of text, the one without their captions.
+    """
     folder = Path(config.output_dir)
     vdm.save_pretrained(folder)
-    save_samples(samples, vdm, folder / SAMPLES)
+    save_samples(samples, vdm, config, folder / SAMPLES)
     save_forward_process(vdm.scale(data.validation[0]["images"][None]), vdm.noise_schedule, folder / FORWARD_PROCESS)
     save_training_curve(history.training, history.validation, folder / TRAINING_CURVE, vdm.unit)
+    bound, *without_captions = bounds
     metrics = measurements(bound.record(), config.max_train_steps, len(data.validation), config.final_validation_repeats)
     if vdm.unit is BITS_PER_DIM:
         metrics["histogram_bits_per_dim"] = histogram_bits_per_dim(data.train, data.validation, data.num_levels)
+    for unconditional in without_captions:
+        metrics["without_captions"] = unconditional.per_dim
+        metrics["worth_of_captions"] = asdict(Difference.between(unconditional, bound))
     metrics["seconds"] = seconds
     describe_model(folder, config, data, vdm, metrics)
     return metrics
@@ -73,11 +84,16 @@ def report(config: TrainingConfig, data: ImageData, metrics: dict, unit: Unit) -
     histogram = ""
     if unit is BITS_PER_DIM:
         histogram = f"\n  a histogram of every pixel gets {metrics['histogram_bits_per_dim']:.4f}"
+    captions = ""
+    if "worth_of_captions" in metrics:
+        worth = metrics["worth_of_captions"]
+        captions = f"\n  without captions {metrics['without_captions']:.4f}: they are worth {worth['per_dim']:.4f} ±"
+        captions += f" {worth['standard_error']:.4f}"
     return (
         f"\n{len(data.validation)} held-out {'images' if unit is BITS_PER_DIM else 'latents'} of {data.name}:"
         f" {metrics[unit.name]:.4f} ± {metrics['standard_error']:.4f} {unit.label}"
         f"\n  = prior {metrics['prior']:.4f} + reconstruction {metrics['reconstruction']:.4f}"
-        f" + diffusion {metrics['diffusion']:.4f}{histogram}"
+        f" + diffusion {metrics['diffusion']:.4f}{histogram}{captions}"
         f"\n95 % interval of the figure: {metrics['interval_95'][0]:.4f} to {metrics['interval_95'][1]:.4f}."
         f"\nPipeline, pictures and {METRICS} are in {config.output_dir}/."
     )

@@ -1,4 +1,4 @@
-"""The samples that a training run draws and shows: one grid, of a class-conditional model with a block for every class.
+"""The samples that a training run draws and shows: one grid, with a block for every class or prompt if there are any.
 
 Samples that are no images are written as an array.
 """
@@ -28,24 +28,33 @@ def sample_labels(vdm: VDM, num_samples: int) -> list[int] | None:
     return [i % number if num_samples >= number else i * number // num_samples for i in range(num_samples)]
 
 
+def sample_prompts(config: TrainingConfig) -> list[str] | None:
+    """The prompt of each sample, those of the options in turns; `None` if there are none."""
+    prompts = config.validation_prompts
+    return None if prompts is None else [prompts[i % len(prompts)] for i in range(config.num_samples)]
+
+
 Samples = list[PIL.Image.Image] | list[np.ndarray]
 """Pictures, or arrays `(*size, C)` in [0, 1] of what is no picture."""
 
 
 def draw_samples(accelerator: Accelerator, vdm: VDM, config: TrainingConfig) -> Samples:
-    """`num_samples` of them, of the classes of [`sample_labels`] if there are any, drawn by all processes, for all of them.
+    """
+    `num_samples` of them, of the classes of [`sample_labels`] and for the [`sample_prompts`] if there are any, drawn by all
+    processes, for all of them.
 
     Image i is drawn from the seed `seed + i`, whatever the number of processes.
     """
     pipeline = vdm.to_pipeline()
     pipeline.set_progress_bar_config(disable=True)
-    labels = sample_labels(vdm, config.num_samples)
+    labels, prompts = sample_labels(vdm, config.num_samples), sample_prompts(config)
     mine = range(config.num_samples)[accelerator.process_index :: accelerator.num_processes]
     pictures = []
     if mine:
         images = pipeline(
             len(mine),
             condition=None if labels is None else {LABELS: torch.tensor([labels[i] for i in mine])},
+            prompt=None if prompts is None else [prompts[i] for i in mine],
             num_inference_steps=config.num_inference_steps,
             generator=[torch.Generator().manual_seed(config.seed + i) for i in mine],
             output_type="np",
@@ -55,8 +64,8 @@ def draw_samples(accelerator: Accelerator, vdm: VDM, config: TrainingConfig) -> 
     return [drawn[i] for i in range(config.num_samples)]
 
 
-def save_samples(pictures: Samples, vdm: VDM, path: str | os.PathLike) -> None:
-    """Write what [`draw_samples`] drew: pictures as a square grid, or every class under its label and name.
+def save_samples(pictures: Samples, vdm: VDM, config: TrainingConfig, path: str | os.PathLike) -> None:
+    """Write what [`draw_samples`] drew: pictures as a square grid, or every class under its label and name, or every prompt.
 
     Arrays are written as one, beside the path, its suffix replaced by `.npy`; those of a class-conditional model are of the
     classes of [`sample_labels`].
@@ -64,12 +73,20 @@ def save_samples(pictures: Samples, vdm: VDM, path: str | os.PathLike) -> None:
     if isinstance(pictures[0], np.ndarray):
         np.save(Path(path).with_suffix(".npy"), np.stack(pictures))
         return
-    labels = sample_labels(vdm, len(pictures))
-    if labels is None:
+    titles = _titles(vdm, config, len(pictures))
+    if titles is None:
         save_image_grid(pictures, path, columns=math.ceil(math.sqrt(len(pictures))))
         return
-    names = captions(vdm.class_names, num_classes(vdm.unet))
     blocks: dict[str, list[PIL.Image.Image]] = {}
-    for label, picture in sorted(zip(labels, pictures), key=lambda pair: pair[0]):
-        blocks.setdefault(names[label], []).append(picture)
+    for title, picture in zip(titles, pictures):
+        blocks.setdefault(title, []).append(picture)
     save_labelled_grid(blocks, path)
+
+
+def _titles(vdm: VDM, config: TrainingConfig, number: int) -> list[str] | None:
+    """What is written over each of so many samples: its prompt, or its class; `None` for nothing."""
+    prompts, labels = sample_prompts(config), sample_labels(vdm, number)
+    if prompts is not None or labels is None:
+        return prompts
+    names = captions(vdm.class_names, num_classes(vdm.unet))
+    return [names[label] for label in labels]

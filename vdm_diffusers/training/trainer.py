@@ -16,10 +16,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 
-from ..conditioning import collate, drop, split_batch
+from ..conditioning import Condition, captions_of, collate, drop, split_batch, to_device
 from ..data.checking import describe_unreadable
 from ..data.images import ImageData
 from ..data.streaming import ImageStream, StreamLoader
+from ..data.texts import with_encoded_captions
 from ..figures import save_noise_schedule
 from ..guards.loading import DataError
 from ..guards.messages import Message, message_of
@@ -29,6 +30,7 @@ from ..randomness import counted_generator
 from ..units import BITS_PER_DIM
 from ..vdm import VDM, VDMLoss, stratified_times
 from .augmentations import AUGMENTATIONS
+from .captions import draw_captions
 from .checkpoints.folders import CheckpointError, latest_checkpoint, save_checkpoint
 from .checkpoints.manifests import read_manifest
 from .checkpoints.state import RunState, unusable
@@ -213,7 +215,8 @@ class Trainer:
         for micro_step, batch in enumerate(batches):
             images, condition = split_batch(batch)
             images, augmentation = AUGMENTATIONS[self.config.augmentation](images)
-            condition = {**drop(condition, self.config.class_dropout, self.vdm.unet), **(augmentation or {})}
+            condition = drop(condition, self.config.class_dropout, self.vdm.unet)
+            condition = {**condition, **self._text(batch, micro_step), **(augmentation or {})}
             with self.accelerator.accumulate(self.model):
                 loss = self.model(images, condition, self._times(micro_step))
                 self.accelerator.backward(loss.objective.mean())
@@ -230,11 +233,27 @@ class Trainer:
 
     def _times(self, micro_step: int) -> Tensor:
         """This process's share of the times of the step, which are stratified over all its processes and batches."""
+        times = stratified_times(self._draws_of_step()[0, 0], self._draws_of_step().shape[1])
+        return self._share(times, micro_step).to(self.accelerator.device)
+
+    def _text(self, batch: dict[str, Any], micro_step: int) -> Condition:
+        """What the denoiser is told of the captions of a batch, if it is told any."""
+        captions, encoder = captions_of(batch), self.vdm.prompt_encoder
+        if captions is None or encoder is None:
+            return {}
+        draws = self._share(self._draws_of_step()[1:], micro_step)
+        texts = draw_captions(captions, draws, self.config.caption_dropout)
+        return to_device(encoder(texts, self.vdm.unet), self.accelerator.device)
+
+    def _draws_of_step(self) -> Tensor:
+        """Uniform numbers for all images of the step, `(3, B)`, the same on every process."""
+        number = self.run.images_a_step
+        return torch.rand(3, number, generator=counted_generator(self.config.seed, self.history.step))
+
+    def _share(self, of_step: Tensor, micro_step: int) -> Tensor:
+        """The share of a batch of this process in what there is for all images of the step, the images last."""
         parts = self.accelerator.num_processes * self.config.gradient_accumulation_steps
-        part = self.accelerator.process_index + self.accelerator.num_processes * micro_step
-        generator = counted_generator(self.config.seed, self.history.step)
-        times = stratified_times(torch.rand((), generator=generator), parts * self.config.train_batch_size)
-        return times[part::parts].to(self.accelerator.device)
+        return of_step[..., self.accelerator.process_index + self.accelerator.num_processes * micro_step :: parts]
 
     def _reduce_window(self) -> None:
         """Average over the processes what each has seen since the last time, and check it."""
@@ -283,6 +302,7 @@ class Trainer:
         if self.config.max_validation_images is not None:
             images = Subset(images, range(min(len(images), self.config.max_validation_images)))
         with self._averaged_weights() as vdm:
+            images = with_encoded_captions(images, vdm.prompt_encoder, vdm.unet)
             bound = self._bound(vdm, images)
             self.history.validation.append({"step": self.history.step} | bound.record())
             gammas = vdm.noise_schedule.chain(100).tolist()
@@ -303,7 +323,7 @@ class Trainer:
             if samples:
                 path = self.output_dir / samples_of(step)
                 path.parent.mkdir(exist_ok=True)
-                save_samples(samples, vdm, path)
+                save_samples(samples, vdm, self.config, path)
             publish = self.publish if 0 < step < self.config.max_train_steps else None
             if publish is not None and (warning := publish(vdm, self.history)):
                 self._warn(warning)

@@ -1,0 +1,135 @@
+"""Captions as what a denoiser is told of them: encoded as they come, or once, into a folder."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset, Subset
+from tqdm.auto import tqdm
+
+from ..conditioning import CAPTIONS
+from ..guards.messages import Message
+from ..text_encoders import PromptEncoder
+from .image_data import ImageDataset
+
+
+HIDDEN_STATES, MASKS, DESCRIPTION = "hidden_states.npy", "masks.npy", "captions.json"
+"""Files of a folder of encoded captions. The last is written last: without it the others are incomplete."""
+
+
+class EncodedCaptions(Dataset):
+    """
+    A data set with the encoding of its captions in their place.
+
+    Args:
+        dataset (`Dataset`): Items as [`ImageDataset`] has them; those with several captions have the first.
+        encoder ([`PromptEncoder`]): Encodes them.
+        unet (`nn.Module`): The denoiser that is told of them.
+        captions (`list[str]`, *optional*): Other captions than its own, or than none, one for each item.
+    """
+
+    def __init__(self, dataset: Dataset, encoder: PromptEncoder, unet: nn.Module, captions: Sequence[str] | None = None):
+        self.dataset, self.encoder, self.unet, self.captions = dataset, encoder, unet, captions
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        item = dict(self.dataset[index])
+        own = item.pop(CAPTIONS, [""])[0]
+        caption = own if self.captions is None else self.captions[index]
+        return item | {keyword: rows[0].cpu() for keyword, rows in self.encoder([caption], self.unet).items()}
+
+
+def with_encoded_captions(
+    dataset: Dataset, encoder: PromptEncoder | None, unet: nn.Module, captions: Sequence[str] | None = None
+) -> Dataset:
+    """The data set as a model with this encoder takes it: as it is if there is none, else as [`EncodedCaptions`]."""
+    return dataset if encoder is None else EncodedCaptions(dataset, encoder, unet, captions)
+
+
+def captions_at(dataset: Dataset, index: int) -> list[str]:
+    """The captions of an item, at least one, the empty one where it has none; of stored images they alone are read."""
+    if isinstance(dataset, Subset):
+        return captions_at(dataset.dataset, dataset.indices[index])
+    return dataset.captions(index) if isinstance(dataset, ImageDataset) else dataset[index].get(CAPTIONS, [""])
+
+
+def all_captions(dataset: Dataset) -> list[str]:
+    """The captions of all items, each once."""
+    return list(dict.fromkeys(text for index in range(len(dataset)) for text in captions_at(dataset, index)))
+
+
+class TextEmbeddings(Mapping):
+    """Encodings by their texts, on disk: `(hidden states (L, width), mask (L,))`."""
+
+    def __init__(self, folder: Path):
+        self.rows = {text: row for row, text in enumerate(json.loads((folder / DESCRIPTION).read_text())["captions"])}
+        self.hidden_states, self.masks = (np.load(folder / name, mmap_mode="r") for name in (HIDDEN_STATES, MASKS))
+
+    def __getitem__(self, text: str) -> tuple[Tensor, Tensor]:
+        row = self.rows[text]
+        return torch.from_numpy(np.array(self.hidden_states[row])), torch.from_numpy(np.array(self.masks[row]))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def cache_text_embeddings(encoder: PromptEncoder, dataset: Dataset, folder: str, write: bool = True) -> None:
+    """
+    Have an encoder look up the captions of a data set, and the empty one, in a folder, which is written unless it holds them.
+
+    Args:
+        encoder ([`PromptEncoder`]): Left with `stored` encodings, if the folder holds them then.
+        dataset (`Dataset`): Items as [`ImageDataset`] has them; all captions of an item count.
+        folder (`str`): Where they are kept.
+        write (`bool`): Whether it may be written.
+
+    Raises:
+        `ValueError`: if the folder holds something else, or encodings of other captions or by another encoder.
+    """
+    path = Path(folder)
+    facts = {"encoder": encoder.fingerprint, "captions": sorted({*all_captions(dataset), ""})}
+    if write and not _holds(path, facts):
+        _write(path, facts, encoder)
+    if _holds(path, facts):
+        encoder.stored = TextEmbeddings(path)
+
+
+def _holds(folder: Path, facts: dict) -> bool:
+    if not (folder / DESCRIPTION).exists():
+        if folder.exists() and any(folder.iterdir()):
+            text = "{cache_text_embeddings} {!r} holds something other than encoded captions: name another folder."
+            raise ValueError(Message(text, str(folder)))
+        return False
+    if json.loads((folder / DESCRIPTION).read_text()) != facts:
+        text = (
+            "{cache_text_embeddings} {!r} holds other captions, or those of another encoder: name another folder, or delete"
+            " this one."
+        )
+        raise ValueError(Message(text, str(folder)))
+    return True
+
+
+def _write(folder: Path, facts: dict, encoder: PromptEncoder) -> None:
+    partial = folder.with_name(f".{folder.name}-partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    captions, arrays = facts["captions"], {}
+    for row, caption in enumerate(tqdm(captions, desc="Encoding captions", leave=False)):
+        for name, tensor in zip((HIDDEN_STATES, MASKS), encoder.encode(caption)):
+            value = tensor.cpu().numpy()
+            if name not in arrays:
+                arrays[name] = np.lib.format.open_memmap(partial / name, "w+", value.dtype, (len(captions), *value.shape))
+            arrays[name][row] = value
+    for array in arrays.values():
+        array.flush()
+    (partial / DESCRIPTION).write_text(json.dumps(facts))
+    folder.exists() and folder.rmdir()
+    partial.rename(folder)
