@@ -11,7 +11,7 @@ import platform
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import MISSING, dataclass
+from dataclasses import MISSING, asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -28,6 +28,7 @@ from .data.checking import describe_unreadable
 from .data.images import ImageData, load_images
 from .data.matching import check_images
 from .data.options import SHORT_NAMES, DataOptions
+from .data.texts import CAPTION_KINDS, captions_of_kind, with_encoded_captions
 from .denoisers import check_denoiser
 from .error_profiles import ErrorProfile
 from .few_steps import error_profile
@@ -36,10 +37,12 @@ from .guards.arguments import Count, Draws, Limit, at_least
 from .guards.messages import refuse_if
 from .guards.secrecy import guarded_output
 from .likelihood.ddpm_bound import VARIANCE_TYPES
+from .likelihood.estimates import Difference
 from .likelihood.estimators import CONTINUOUS, ESTIMATORS, measurements
 from .pixel_space import can_be_evaluated, load_pixel_pipeline
 from .probability_flow.dequantization import DEQUANTIZATIONS
 from .probability_flow.likelihood import TRACES
+from .text_encoders import prompt_encoder_of
 from .vdm import VDM
 
 
@@ -61,6 +64,9 @@ class EvaluationOptions(DataOptions):
     max_images: Annotated[int, at_least(2)] | None = option(None, "Only so many images, the first. Default: all.")
     estimators: list[Literal[tuple(ESTIMATORS)]] = option(["vlb"], "Variational bound, likelihood by the ODE, DDPM's bound.")
     num_timesteps: list[Count | Literal[CONTINUOUS]] = option([CONTINUOUS], "Numbers of steps of the bound.")
+    captions: list[Literal[tuple(CAPTION_KINDS)]] = option(
+        ["own", "none"], "Of a model of text: those of the images, none, those of other images, and what the first are worth."
+    )
     reverse_variance: Literal["q", "optimal"] = option(
         "q", "Of the steps of the bound: that of q(z_s|z_t, x), or the one that is optimal for this denoiser."
     )
@@ -177,7 +183,8 @@ def _error_profile(options: EvaluationOptions, pipeline: DiffusionPipeline, data
     with can_be_evaluated(options.pretrained_model_name_or_path):
         vdm = VDM.from_pipeline(pipeline).to(shared["device"])
     gammas = torch.linspace(*(gamma.item() for gamma in vdm.noise_schedule.end_points()), NUM_GAMMAS)
-    return error_profile(vdm, data.train, gammas, description="errors of the denoiser", **settings).to(shared["device"])
+    train = with_encoded_captions(data.train, vdm.prompt_encoder, vdm.unet)
+    return error_profile(vdm, train, gammas, description="errors of the denoiser", **settings).to(shared["device"])
 
 
 def _rows(
@@ -188,15 +195,29 @@ def _rows(
     images: Dataset,
     shared: dict,
 ) -> list[dict]:
-    """What an estimator measures, as it goes into the JSON; `shared` are the settings of all estimators."""
+    """
+    What an estimator measures, as it goes into the JSON; `shared` are the settings of all estimators.
+
+    Of a model of text, with each of the wanted captions, and what the first of them are worth.
+    """
+    encoder = prompt_encoder_of(pipeline)
+    kinds = options.captions if encoder is not None else ["own"]
+    if encoder is not None:
+        encoder.text_encoder.to(shared["device"])
     with can_be_evaluated(options.pretrained_model_name_or_path):
         found = measurements(estimator, pipeline, shared["device"], Namespace(**vars(options), error_profile=profile))
-    return [
-        {"estimator": estimator, "name": measurement.name}
-        | measurement.settings
-        | measurement.measure(images, description=measurement.name, **shared).record()
-        for measurement in found
-    ]
+    rows = []
+    for measurement in found:
+        first = None
+        for kind in kinds:
+            told = with_encoded_captions(images, encoder, pipeline.unet, captions_of_kind(kind, images, options.seed))
+            name = measurement.name + CAPTION_KINDS[kind]
+            estimate = measurement.measure(told, description=name, **shared)
+            rows.append({"estimator": estimator, "name": name} | measurement.settings | estimate.record())
+            if first is not None:
+                rows[-1]["above_the_first"] = asdict(Difference.between(estimate, first))
+            first = first or estimate
+    return rows
 
 
 def _describe(data: ImageData, split: str | None) -> dict:
@@ -231,6 +252,9 @@ def table(result: dict) -> str:
         notes.append(f"- {row['name']}: 95 % interval {low:.4f} to {high:.4f}")
         cells = ("—" if row.get(key) is None else f"{row[key]:.4f}" for key in keys)
         lines.append(f"| {row['name']} | {row['bits_per_dim']:.4f} ± {row['standard_error']:.4f} | {' | '.join(cells)} |")
+        if "above_the_first" in row:
+            worth = row["above_the_first"]
+            notes[-1] += f"; {worth['per_dim']:.4f} ± {worth['standard_error']:.4f} above that with the first captions"
         if "num_evaluations" in row:
             number, largest = round(row["num_evaluations"]), row["max_evaluations"]
             notes[-1] += f", {number} evaluations of the denoiser an image and repeat, {largest} at most"

@@ -13,14 +13,24 @@ import PIL.Image
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.utils import set_seed
+from conftest import TINY
 from tiny_pipelines import vae
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
+from vdm_diffusers import VDM, LinearSchedule, VDMUNet2DModel
 from vdm_diffusers.conditioning import captions_of, collate, split_batch
 from vdm_diffusers.data import DataError, ImageData, load_images
 from vdm_diffusers.data.fingerprints import fingerprint, fingerprint_of_captions
+from vdm_diffusers.data.histogram import histogram_bits_per_dim
 from vdm_diffusers.data.latents import in_latent_space
 from vdm_diffusers.data.streaming import StreamLoader, load_image_stream
+from vdm_diffusers.image_quality.batches import real_images
+from vdm_diffusers.likelihood import variational_bound
+from vdm_diffusers.train import build_accelerator
+from vdm_diffusers.training import Trainer
+from vdm_diffusers.training.config import TrainingConfig
+from vdm_diffusers.training.model_building import build_vdm
 
 
 ROWS = 6
@@ -67,9 +77,11 @@ def write_shards(folder: Path, captions: dict[str, list], name: str = "txt") -> 
     for split, texts in captions.items():
         with tarfile.open(folder / f"{split}-0.tar", "w") as tar:
             for i, text in enumerate(texts):
-                told = text if isinstance(text, bytes) else (text or "").encode()
-                told = json.dumps({"caption": text, "width": 16}).encode() if name == "json" else told
-                for suffix, content in (("png", png(i)), (name, told)):
+                told = json.dumps({"caption": text, "width": 16}) if name == "json" else text
+                files = {"png": png(i), name: told.encode() if isinstance(told, str) else told}
+                for suffix, content in files.items():
+                    if content is None:
+                        continue
                     member = tarfile.TarInfo(f"{i:04}.{suffix}")
                     member.size = len(content)
                     tar.addfile(member, io.BytesIO(content))
@@ -115,6 +127,15 @@ def test_several_captions_missing_ones_and_empty_ones(tmp_path, streaming):
     write_parquet(tmp_path / "data", {"train": stored, "test": stored})
     expected = [["one", "two"], [""], [""], [""], ["three"], ["four"]]
     assert texts_of(load(tmp_path / "data", streaming=streaming)) == [dict(enumerate(expected))] * 2
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["loaded", "streamed"])
+@pytest.mark.parametrize("kind", ["webdataset", "a field in webdataset"])
+def test_images_of_a_shard_without_a_caption_have_an_empty_one(tmp_path, kind, streaming):
+    write, column = KINDS[kind]
+    stored = [*TEXTS[:-1], None]
+    write(tmp_path / "data", {"train": stored, "test": stored})
+    assert texts_of(load(tmp_path / "data", column, streaming))[0] == {i: [text or ""] for i, text in enumerate(stored)}
 
 
 @pytest.mark.parametrize("streaming", [False, True], ids=["loaded", "streamed"])
@@ -245,3 +266,24 @@ def test_captions_have_a_fingerprint_of_their_own():
     assert fingerprint(plain) == fingerprint(captioned) and fingerprint_of_captions(plain) is None
     swapped = replace(captioned, train=captioned.validation, validation=captioned.train)
     assert fingerprint_of_captions(captioned) not in (None, fingerprint_of_captions(swapped))
+
+
+def trained(data: ImageData, folder: Path) -> dict[str, torch.Tensor]:
+    """Weights after a few steps, with a validation in between."""
+    config = TrainingConfig(**TINY | {"output_dir": str(folder), "gamma_min": -8.0, "max_train_steps": 2})
+    accelerator = build_accelerator(config)
+    set_seed(0)
+    vdm = build_vdm(config, data)
+    return Trainer(accelerator, config, vdm, data).train().state_dict()
+
+
+def test_captions_leave_everything_else_as_it_is(tmp_path):
+    """Training, bounds, histograms and the images that FID compares."""
+    plain, captioned = load_images(), load_images(caption_column="caption")
+    weights, others = trained(plain, tmp_path / "plain"), trained(captioned, tmp_path / "captioned")
+    assert all(torch.equal(weights[name], others[name]) for name in weights)
+    unet = VDMUNet2DModel(8, 1, block_channels=8, layers_per_side=1, norm_num_groups=4, fourier_powers=())
+    vdm, images = VDM(unet, LinearSchedule(), num_levels=17), [Subset(data.validation, range(9)) for data in (plain, captioned)]
+    assert len({variational_bound(vdm, each, batch_size=4).bits_per_dim for each in images}) == 1
+    assert len({histogram_bits_per_dim(data.train, each, 17) for data, each in zip((plain, captioned), images)}) == 1
+    assert torch.equal(*(torch.cat([*real_images(each, 4)]) for each in images))

@@ -499,7 +499,7 @@ def test_another_model_is_refused_even_if_options_may_change(whole, tmp_path, tr
 
 def test_other_images_are_refused(whole, tmp_path, train, monkeypatch):
     shutil.copytree(whole, tmp_path / "out")
-    monkeypatch.setattr("vdm_diffusers.data.images.DIGITS_TRAIN_SIZE", 1499)
+    monkeypatch.setattr("vdm_diffusers.data.digits.TRAIN_SIZE", 1499)
     with pytest.raises(SystemExit, match="with other options: label_column None -> label. Give it the options of that run"):
         train(**LONG, label_column="label", resume_from_checkpoint="latest")
     with pytest.raises(SystemExit, match="goes on from a run on 'digits', but these are other images, those of 'digits'"):

@@ -198,6 +198,7 @@ MANIFESTS = {
     "placement": (replace("placement", by=3), "`placement` is 3, which is none"),
     "a list for a placement": (replace("placement", by=[]), "which is none"),
     "labels": (replace("data", "labels", by=3), "`labels` of `data` is no hash"),
+    "captions": (replace("data", "captions", by=[]), "`captions` of `data` is no hash"),
     "data": (replace("data", by={}), "`data` has no `name`"),
     "fingerprint": (replace("data", "fingerprint", by=3), "`data` has no `name`"),
 }
@@ -250,6 +251,16 @@ def test_other_labels_are_refused_where_a_checkpoint_knows_its_own():
         now.changes_since(Run.from_manifest(then), allow_config_change=True)
     then["data"].pop("labels")  # as those of earlier versions
     assert now.changes_since(Run.from_manifest(then), allow_config_change=False) == []
+
+
+def test_other_captions_are_refused():
+    data = load_digits(caption_column="caption")
+    rows = [row | {"caption": row["caption"].replace("three", "five")} for row in data.train.rows]
+    other = dataclasses.replace(data, train=ImageDataset(rows, caption_column="caption"))
+    now, then = (Run.of(TrainingConfig(), each, 1) for each in (data, other))
+    assert now.changes_since(Run.from_manifest(dataclasses.asdict(now)), allow_config_change=False) == []
+    with pytest.raises(ValueError, match="goes on from a run on 'digits' with other captions than those of 'digits'"):
+        now.changes_since(Run.from_manifest(dataclasses.asdict(then)), allow_config_change=True)
 
 
 def test_shards_come_back_as_they_were(tmp_path):

@@ -45,7 +45,7 @@ def stored_caption(row: Mapping[str, Any], column: str) -> Any:
 
 def stored_captions(rows: Any, column: str) -> Iterator[Any]:
     """The same of all rows of a [`datasets.Dataset`], their images unread."""
-    name = _path(rows.features, column)[0]
+    name = column_of(rows.features, column)
     for batch in rows.select_columns([name]).iter(BATCH_SIZE):
         yield from (stored_caption({name: value}, column) for value in batch[name])
 

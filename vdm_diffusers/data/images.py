@@ -108,11 +108,7 @@ def load_images(
     features = splits["train"].features
     image_column = find_image_column(features, image_column, label_column, caption_column)
     decoder = decoder_of(features[image_column], preparation, num_spatial_dims)
-    columns = {image_column}
-    if label_column is not None:
-        columns.add(label_column)
-    if caption_column is not None:
-        columns.add(column_of(features, caption_column))
+    columns = {image_column, label_column, caption_column and column_of(features, caption_column)} - {None}
     rows = {name: undecoded(splits[name].select_columns(sorted(columns)), image_column) for name in ("train", held_out) if name}
     inspections = [
         inspect(rows[name], name, image_column, decoder, num_workers, skip_unreadable_images)

@@ -8,12 +8,14 @@ from ..denoisers import sample_shape
 from ..guards.messages import Message, refuse_if
 from ..pictures import in_words
 from ..scheduling_vdm import VDMScheduler
+from ..text_encoders import prompt_encoder_of
 from ..unet_vdm import VDMUNet2DModel
 from .image_data import ImageData
 
 
 def check_images(pipeline: DiffusionPipeline, data: ImageData) -> None:
-    """Raise `ValueError` unless the images have the channels, the size and the classes of a pipeline's own, and no captions."""
+    """Raise `ValueError` unless the images have the channels, the size and the classes of a pipeline's own, and captions if it
+    takes text."""
     channels = pipeline.unet.config.in_channels
     if channels != data.shape[0]:
         raise ValueError(f"{data.name!r} has {data.shape[0]} channels, but the model has {channels}.")
@@ -24,7 +26,9 @@ def check_images(pipeline: DiffusionPipeline, data: ImageData) -> None:
             " evaluate it on the data that it is a model of. Resized images are other data, with another likelihood."
         )
     _check_classes(pipeline, data)
-    refuse_if(data.has_captions, "The model takes no text: leave out {caption_column}.")
+    has_text = prompt_encoder_of(pipeline) is not None
+    refuse_if(data.has_captions and not has_text, "The model takes no text: leave out {caption_column}.")
+    refuse_if(has_text and not data.has_captions, "The model is conditioned on text: name captions by {caption_column}.")
 
 
 def _check_classes(pipeline: DiffusionPipeline, data: ImageData) -> None:

@@ -21,6 +21,10 @@ HIDDEN_STATES, MASKS, DESCRIPTION = "hidden_states.npy", "masks.npy", "captions.
 """Files of a folder of encoded captions. The last is written last: without it the others are incomplete."""
 
 
+CAPTION_KINDS = {"own": "", "none": ", without captions", "others": ", with other images' captions"}
+"""Captions that images are evaluated with, and how figures of them are named."""
+
+
 class EncodedCaptions(Dataset):
     """
     A data set with the encoding of its captions in their place.
@@ -62,6 +66,21 @@ def captions_at(dataset: Dataset, index: int) -> list[str]:
 def all_captions(dataset: Dataset) -> list[str]:
     """The captions of all items, each once."""
     return list(dict.fromkeys(text for index in range(len(dataset)) for text in captions_at(dataset, index)))
+
+
+def captions_of_kind(kind: str, dataset: Dataset, seed: int) -> list[str] | None:
+    """
+    The captions that a data set is evaluated with, by one of the `CAPTION_KINDS`; `None` for its own.
+
+    Those of other images are dealt at random, none to its own image.
+    """
+    number = len(dataset)
+    if kind == "own":
+        return None
+    if kind == "none":
+        return [""] * number
+    order = torch.randperm(number, generator=torch.Generator().manual_seed(seed)).tolist()
+    return [captions_at(dataset, other)[0] for _, other in sorted(zip(order, order[1:] + order[:1]))]
 
 
 class TextEmbeddings(Mapping):

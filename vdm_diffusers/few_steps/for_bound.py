@@ -1,6 +1,7 @@
 """The objective "bound" of the command: error profile, chains, and their bounds on held-out images."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ from torch.utils.data import Dataset, Subset
 
 from ..data.images import ImageData, load_images
 from ..data.matching import check_images
+from ..data.texts import with_encoded_captions
 from ..denoisers import check_denoiser
 from ..figures import save_chains
 from ..likelihood.estimates import Estimate
@@ -119,5 +121,8 @@ def _load(options: FewStepsOptions, device: torch.device) -> tuple[VDM, ImageDat
         check_images(pipeline, data)
         check_denoiser(pipeline.unet, data.shape)
         vdm = VDM.from_pipeline(pipeline).to(device)
-    number = min(len(data.validation), options.max_images or len(data.validation))
-    return vdm, data, Subset(data.validation, range(number))
+    if vdm.prompt_encoder is not None:
+        vdm.prompt_encoder.text_encoder.to(device)
+    train, validation = (with_encoded_captions(split, vdm.prompt_encoder, vdm.unet) for split in (data.train, data.validation))
+    number = min(len(validation), options.max_images or len(validation))
+    return vdm, replace(data, train=train), Subset(validation, range(number))
