@@ -428,7 +428,7 @@ class VDM(nn.Module):
     def from_pipeline(
         cls,
         pipeline: DiffusionPipeline,
-        noise_schedule: NoiseSchedule | None = None,
+        noise_schedule: NoiseSchedule | type[NoiseSchedule] | None = None,
         num_timesteps: int | None = None,
         weighting: str = "elbo",
         error_profile: ErrorProfile | None = None,
@@ -439,17 +439,19 @@ class VDM(nn.Module):
         [`DDPMPipeline`], [`LDMPipeline`], [`DiTPipeline`], [`StableDiffusionPipeline`], [`PixArtAlphaPipeline`], ...  What else
         it has, such as a text encoder, is saved with the model.
 
-        Its noise schedule is the scheduler's table or chain, fixed, unless another is given to train on with. Raises
-        `ValueError` if it needs another because the chain ends in pure noise, for a scheduler that was not made for the
+        Its noise schedule is the scheduler's table or chain, fixed, unless another is given to train on with; a class is one
+        that starts there, by [`~NoiseSchedule.from_schedule`].
+
+        Raises `ValueError` if it needs another because the chain ends in pure noise, for a scheduler that was not made for the
         model, and for a denoiser that is told of another image, for inpainting or super-resolution.
         """
         unet = denoiser_of(pipeline)
         if pipeline.config.get("trained_for") is not None:
             check_scheduler(pipeline.scheduler, pipeline.config.trained_for)
         scheduler = VDMScheduler.from_config(pipeline.scheduler.config)
-        noise_schedule = noise_schedule or scheduler.noise_schedule
-        if noise_schedule is None:
-            noise_schedule = _schedule_of_chain(scheduler)
+        if not isinstance(noise_schedule, NoiseSchedule):
+            start = scheduler.noise_schedule or _schedule_of_chain(scheduler)
+            noise_schedule = start if noise_schedule is None else noise_schedule.from_schedule(start)
         vdm = cls(
             unet,
             noise_schedule,
