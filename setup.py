@@ -9,9 +9,10 @@ EXTRAS = {
     "quickstart": ["scikit-learn>=1.6", "matplotlib>=3.9.2", "tensorboard>=2.18"],
     "test": ["pytest>=8.3", "pytest-xdist>=3.8", "hypothesis>=6.112", "mpmath>=1.3", "torchmetrics>=1.9"],
     "docs": ["mkdocs>=1.6"],
+    "lora": ["peft>=0.18"],
     "fid": ["torchmetrics>=1.9", "torch-fidelity>=0.4"],
 }
-EXTRAS["test"] += EXTRAS["quickstart"]
+EXTRAS["test"] += EXTRAS["quickstart"] + EXTRAS["lora"]
 EXTRAS["dev"] = EXTRAS["test"] + EXTRAS["docs"] + ["ruff>=0.8", "pre-commit>=4"]
 
 setup(
