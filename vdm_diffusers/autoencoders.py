@@ -16,16 +16,19 @@ from .guards.messages import Message
 from .precision import compute_dtype
 
 
+AUTOENCODERS = ("vae", "vqvae")
+"""What pipelines call it."""
+
 BYTES_A_WEIGHT = 4
 """Of memory, in float32."""
 
 
 def load_autoencoder(name_or_path: str | os.PathLike, cache_dir: str | None = None) -> ModelMixin:
-    """An autoencoder of diffusers, by itself or as the `vae` of a pipeline, frozen.
+    """An autoencoder of diffusers, by itself or as the `vae` or `vqvae` of a pipeline, frozen.
 
     Raises `ValueError` if there is none, or if it is not one of images.
     """
-    for subfolder in (None, "vae"):
+    for subfolder in (None, *AUTOENCODERS):
         try:
             check_model(Path(name_or_path, subfolder or ""))
             with weights_limited(psutil.virtual_memory().total // BYTES_A_WEIGHT):
@@ -55,7 +58,7 @@ def load_autoencoder(name_or_path: str | os.PathLike, cache_dir: str | None = No
 
 def autoencoder_of(pipeline: DiffusionPipeline) -> ModelMixin | None:
     """The autoencoder whose latents a pipeline samples, if it has one."""
-    return pipeline.components.get("vae") or pipeline.components.get("vqvae")
+    return next((pipeline.components[name] for name in AUTOENCODERS if pipeline.components.get(name) is not None), None)
 
 
 def scale_to_unit(images: Tensor, num_levels: int) -> Tensor:

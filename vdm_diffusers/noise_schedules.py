@@ -84,6 +84,36 @@ class NoiseSchedule(FullPrecisionModule, ModelMixin, PlainConfigMixin, ABC):
                 return schedule.eval()
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
+    @classmethod
+    def from_schedule(cls, schedule: "NoiseSchedule", **kwargs) -> "NoiseSchedule":
+        """
+        A schedule of this class that starts where another one is, such as the chain of a model to be trained on.
+
+        Its end points are the other's, in float32, so that the continuous-time bound of a model is the same; between them it
+        is as near as [`~NoiseSchedule.take_shape`] makes it. `kwargs` are further arguments of the constructor.
+        """
+        gamma_0, gamma_1 = (end.item() for end in schedule.end_points())
+        started = cls(gamma_min=gamma_0, gamma_max=gamma_1, **kwargs)
+        with torch.no_grad():
+            started.take_shape(schedule)
+        return started
+
+    def take_shape(self, schedule: "NoiseSchedule") -> None:
+        """Make the interior as near to another schedule's, of the same end points, as parameters can; here it has none."""
+
+    @torch.no_grad()
+    def shifted(self, ratio: float) -> "TableSchedule":
+        """
+        This schedule for images of `ratio` times the height and width, `gamma + 2 log ratio`, as a table.
+
+        The mean of `ratio²` pixels, at the resolution that the schedule was made for, then has the same noise as before
+        ([Hoogeboom et al. 2023](https://arxiv.org/abs/2301.11093)). `ValueError` unless `ratio` is positive.
+        """
+        if not ratio > 0:
+            raise ValueError(f"`ratio` is {ratio!r}, but must be positive: how many times as high and wide images are.")
+        times, gammas = self.table()
+        return TableSchedule((gammas + 2 * math.log(ratio)).tolist(), times.tolist())
+
     @abstractmethod
     def forward(self, t: Tensor) -> Tensor:
         """`gamma(t)`, shaped as `t`, for times in [0, 1]; differentiable in forward and reverse mode."""
@@ -396,6 +426,12 @@ class TableSchedule(NoiseSchedule):
         self.register_buffer("knot_times", times)
         self.register_buffer("knot_gammas", gammas)
 
+    @classmethod
+    def from_schedule(cls, schedule: NoiseSchedule, num_intervals: int = 2000) -> "TableSchedule":
+        """A table of another schedule, with `num_intervals` intervals."""
+        times, gammas = schedule.table(num_intervals)
+        return cls(gammas.tolist(), times.tolist())
+
     @property
     def gamma_min(self) -> float:
         return self.config.gammas[0]
@@ -441,6 +477,19 @@ class LearnedMonotoneSchedule(PinnedSchedule):
         self.bias = nn.Parameter(-2 * center / width)
         self.logits = nn.Parameter(0.7 * torch.log(width))
 
+    def take_shape(self, schedule: NoiseSchedule) -> None:
+        """Tile not [0, 1] but the other curve: places between even time and even gamma, then weights of greatest likelihood."""
+        times, gammas = schedule.table()
+        places = torch.sigmoid(torch.linspace(-6, 6, len(self.logits), dtype=times.dtype))
+        center, speed = monotone_cubic(torch.linspace(0, 1, len(times), dtype=times.dtype), times, places)
+        slope = 2 / (places * (1 - places) * speed)
+        features = torch.sigmoid(slope * (times[:, None] - center))
+        mass = features[-1] - features[0]
+        shares = mixture_shares(features.diff(dim=0) / mass, times.diff(), gammas.diff() / (gammas[-1] - gammas[0]))
+        for parameter, value in zip((self.log_slope, self.bias, self.logits), (slope.log(), -slope * center, shares / mass)):
+            parameter.copy_(value)
+        self.logits.log_()
+
     def curve(self, t: Tensor) -> Tensor:
         features = torch.sigmoid(self.log_slope.exp() * t[..., None] + self.bias)
         return 1e-3 * t + (self.logits.softmax(0) * features).sum(-1)
@@ -464,6 +513,11 @@ class LearnedChainSchedule(PinnedSchedule):
     def __init__(self, num_steps: Size, gamma_min: float = -13.3, gamma_max: float = 5.0):
         super().__init__(gamma_min, gamma_max, learnable=True)
         self.logits = nn.Parameter(torch.zeros(num_steps))
+
+    def take_shape(self, schedule: NoiseSchedule) -> None:
+        """That of the other's chain: exact at its knots, except for steps that are below 1e-4 of the mean one."""
+        steps = schedule.chain(len(self.logits)).diff()
+        self.logits.copy_((steps / steps.sum() - 1e-4 / len(steps)).clamp(min=1e-12).log())
 
     def curve(self, t: Tensor) -> Tensor:
         return self.curve_with_slope(t)[0]
@@ -497,6 +551,12 @@ class LearnedUnpinnedSchedule(NoiseSchedule):
             self.rate = nn.Parameter(0.01 * torch.randn(num_features))
             self.shift = nn.Parameter(torch.zeros(num_features))
             self.weight = nn.Parameter(0.01 * torch.randn(num_features))
+
+    def take_shape(self, schedule: NoiseSchedule) -> None:
+        """None but a line, which leads to the other's end points whatever the network is."""
+        start, end = self(torch.tensor([0.0, 1.0])) - torch.tensor([self.gamma_min, self.gamma_max])
+        self.intercept.sub_(start)
+        self.slope.sub_(end - start)
 
     def forward(self, t: Tensor) -> Tensor:
         line = self.intercept + self.slope.abs() * t
@@ -536,6 +596,22 @@ def _slopes(step: Tensor, secant: Tensor) -> Tensor:
 def _end_slope(step: Tensor, secant: Tensor) -> Tensor:
     parabola = ((2 * step[:1] + step[1:2]) * secant[:1] - step[:1] * secant[1:2]) / (step[:1] + step[1:2])
     return parabola.clamp(secant[:1] / 2, secant[:1] * 2)
+
+
+def mixture_shares(components: Tensor, line: Tensor, increments: Tensor, num_iterations: int = 100) -> Tensor:
+    """
+    The shares `(K,)` of a mixture that is likeliest to have made the increments of a curve, by expectation maximisation.
+
+    Args:
+        components (`Tensor` of shape `(N, K)`): The increments of each component, whose sums are 1.
+        line (`Tensor` of shape `(N,)`): Those of one more, whose share remains a thousandth.
+        increments (`Tensor` of shape `(N,)`): Those of the curve.
+    """
+    shares = components.new_full(components.shape[1:], 1 / components.shape[1])
+    for _ in range(num_iterations):
+        shares = shares * (components.T @ (increments / (components @ shares + 1e-3 * line)))
+        shares = 0.999 * shares / shares.sum()
+    return shares
 
 
 MAX_LENGTH = 100_000

@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import diffusers
+import huggingface_hub
 import torch
 from diffusers import DiffusionPipeline, ModelMixin
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from torch import Tensor, nn
 
 from . import gaussian
@@ -36,6 +39,9 @@ from .weightings import WEIGHTINGS, check_weighting
 if TYPE_CHECKING:
     from .pipeline_vdm import VDMPipeline
 
+
+SCHEDULE = "noise_schedule"
+"""The folder of the noise schedule beside a pipeline."""
 
 STEP_OPTIONS = (
     "variance_type", "clip_sample", "clip_sample_range", "thresholding", "dynamic_thresholding_ratio", "sample_max_value",
@@ -443,7 +449,7 @@ class VDM(nn.Module):
     def from_pipeline(
         cls,
         pipeline: DiffusionPipeline,
-        noise_schedule: NoiseSchedule | None = None,
+        noise_schedule: NoiseSchedule | type[NoiseSchedule] | None = None,
         num_timesteps: int | None = None,
         weighting: str = "elbo",
         error_profile: ErrorProfile | None = None,
@@ -454,17 +460,19 @@ class VDM(nn.Module):
         [`DDPMPipeline`], [`LDMPipeline`], [`DiTPipeline`], [`StableDiffusionPipeline`], [`PixArtAlphaPipeline`], ...  What else
         it has, such as a text encoder, is saved with the model.
 
-        Its noise schedule is the scheduler's table or chain, fixed, unless another is given to train on with. Raises
-        `ValueError` if it needs another because the chain ends in pure noise, for a scheduler that was not made for the
+        Its noise schedule is the scheduler's table or chain, fixed, unless another is given to train on with; a class is one
+        that starts there, by [`~NoiseSchedule.from_schedule`].
+
+        Raises `ValueError` if it needs another because the chain ends in pure noise, for a scheduler that was not made for the
         model, and for a denoiser that is told of another image, for inpainting or super-resolution.
         """
         unet = denoiser_of(pipeline)
         if pipeline.config.get("trained_for") is not None:
             check_scheduler(pipeline.scheduler, pipeline.config.trained_for)
         scheduler = VDMScheduler.from_config(pipeline.scheduler.config)
-        noise_schedule = noise_schedule or scheduler.noise_schedule
-        if noise_schedule is None:
-            noise_schedule = _schedule_of_chain(scheduler)
+        if not isinstance(noise_schedule, NoiseSchedule):
+            start = scheduler.noise_schedule or _schedule_of_chain(scheduler)
+            noise_schedule = start if noise_schedule is None else noise_schedule.from_schedule(start)
         vdm = cls(
             unet,
             noise_schedule,
@@ -481,10 +489,14 @@ class VDM(nn.Module):
         vdm.origin = pipeline
         return vdm
 
+    def copy(self) -> "VDM":
+        """A model with weights of its own, which shares what is not trained and the pipeline that it was made from."""
+        return copy.deepcopy(self, {id(shared): shared for shared in (self.vae, self.prompt_encoder, self.origin)})
+
     def save_pretrained(self, save_directory: str | os.PathLike) -> None:
         """Save [`~VDM.to_original_pipeline`], and beside it, in `noise_schedule/`, the schedule as a module to train on."""
         self.to_original_pipeline().save_pretrained(save_directory)
-        self.noise_schedule.save_pretrained(os.path.join(save_directory, "noise_schedule"))
+        self.noise_schedule.save_pretrained(os.path.join(save_directory, SCHEDULE))
 
     @classmethod
     def from_pretrained(
@@ -497,20 +509,24 @@ class VDM(nn.Module):
         """
         Load what [`~VDM.save_pretrained`] wrote, from a folder or the Hub; `kwargs` go to the loaders.
 
-        A folder that a [`VDMPipeline`] was saved in has no noise schedule of its own: its scheduler's is used, fixed, and a
-        warning says so.
+        A mere pipeline has no noise schedule of its own: its scheduler's is used, fixed, and a warning says so.
 
         Raises `OSError` for files that are missing, `ValueError` for files that are not a model's.
         """
-        source = {"pretrained_model_name_or_path": pretrained_model_name_or_path, "subfolder": "noise_schedule"}
         with loading(f"The model {str(pretrained_model_name_or_path)!r}"):
             pipeline = DiffusionPipeline.from_pretrained(pretrained_model_name_or_path, **kwargs)
-            schedule = (
-                None
-                if _is_a_mere_pipeline(pretrained_model_name_or_path)
-                else NoiseSchedule.from_pretrained(**source, **kwargs)
+            is_there = has_schedule(pretrained_model_name_or_path, **kwargs)
+            source = {"pretrained_model_name_or_path": pretrained_model_name_or_path, "subfolder": SCHEDULE}
+            schedule = NoiseSchedule.from_pretrained(**source, **kwargs) if is_there else None
+            vdm = cls.from_pipeline(pipeline, schedule, num_timesteps, weighting)
+        if not is_there:
+            warnings.warn(
+                f"{str(pretrained_model_name_or_path)!r} is a pipeline without `{SCHEDULE}/`, as `VDMPipeline.save_pretrained`"
+                " writes it: the schedule of its scheduler is used, and can't be learned. Give `VDM.from_pipeline` another, or"
+                " save by `VDM.save_pretrained`.",
+                stacklevel=2,
             )
-            return cls.from_pipeline(pipeline, schedule, num_timesteps, weighting)
+        return vdm
 
 
 def _schedule_of_chain(scheduler: VDMScheduler) -> TableSchedule:
@@ -526,16 +542,24 @@ def _schedule_of_chain(scheduler: VDMScheduler) -> TableSchedule:
     return TableSchedule(gammas.tolist())
 
 
-def _is_a_mere_pipeline(name_or_path: str | os.PathLike) -> bool:
-    """Whether it is a folder with a pipeline, but without the noise schedule that [`VDM.save_pretrained`] puts beside it."""
-    folder = Path(name_or_path)
-    if not (folder / "model_index.json").is_file() or (folder / "noise_schedule").exists():
+def has_schedule(name_or_path: str | os.PathLike, **kwargs) -> bool:
+    """Whether the noise schedule that [`VDM.save_pretrained`] puts beside a pipeline is there, in a folder or on the Hub."""
+    if Path(name_or_path).is_dir():
+        return (Path(name_or_path) / SCHEDULE).exists()
+    return _is_on_hub(str(name_or_path), f"{SCHEDULE}/config.json", **kwargs)
+
+
+def _is_on_hub(name: str, file: str, **kwargs) -> bool:
+    """Whether a repository has a file; offline, whether the cache has."""
+    of_hub = {key: value for key, value in kwargs.items() if key in ("cache_dir", "local_files_only", "revision", "token")}
+    try:
+        hf_hub_download(name, file, **of_hub)
+    except LocalEntryNotFoundError:
+        if not (huggingface_hub.constants.HF_HUB_OFFLINE or kwargs.get("local_files_only")):
+            raise
         return False
-    warnings.warn(
-        f"{str(folder)!r} is a pipeline without `noise_schedule/`, as `VDMPipeline.save_pretrained` writes it: the schedule of"
-        " its scheduler is used, and can't be learned. Give `VDM.from_pipeline` another, or save by `VDM.save_pretrained`.",
-        stacklevel=3,
-    )
+    except EntryNotFoundError:
+        return False
     return True
 
 

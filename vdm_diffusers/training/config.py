@@ -68,7 +68,12 @@ class TrainingConfig(DataOptions):
     cache_text_embeddings: str | None = option(
         None, "A folder to keep the encoded training captions in. Default: encode them as they come."
     )
-    pretrained_model_name_or_path: str | None = option(None, "A saved VDM, folder or Hub name, to train on.")
+    pretrained_model_name_or_path: str | None = option(
+        None, "A saved VDM, or another pipeline of images or their latents, folder or Hub name, to train on."
+    )
+    lora_rank: Count | None = option(
+        None, "Train adapters of this rank in the attention of a pretrained model, not its weights. Default: all weights."
+    )
     model_config_name_or_path: str | None = option(
         None, "Configuration of another denoiser of diffusers to train anew: a JSON file, a folder, or a name on the Hub."
     )
@@ -81,8 +86,11 @@ class TrainingConfig(DataOptions):
         None, "Exponents n of the Fourier features sin(2^n 2 pi z). Default: periods of one level and of two; none for latents."
     )
     prediction_type: Literal[tuple(PREDICTIONS)] = option("epsilon", "What the denoiser estimates.")
-    noise_schedule: Literal[tuple(name for name in NOISE_SCHEDULES if name != TableSchedule.__name__)] = option(
-        "LearnedMonotoneSchedule", "The noise schedule."
+    noise_schedule: Literal[tuple(name for name in NOISE_SCHEDULES if name != TableSchedule.__name__)] | None = option(
+        None, "The noise schedule; it starts where that of a pretrained model is. Default: its own, or LearnedMonotoneSchedule."
+    )
+    resolution_ratio: Positive | None = option(
+        None, "Shift the noise schedule to images so many times as high and wide as those that it was made for."
     )
     gamma_min: float = option(-13.3, "-log SNR at t = 0; a learned schedule starts here.")
     gamma_max: float = option(5.0, "-log SNR at t = 1; a learned schedule starts here.")
@@ -215,6 +223,10 @@ class TrainingConfig(DataOptions):
         refuse_if(
             cached and (self.streaming or self.augmentation != "none"),
             "{cache_latents} encodes every training image once: leave out {streaming} and {augmentation}, or it.",
+        )
+        refuse_if(
+            self.lora_rank is not None and self.pretrained_model_name_or_path is None,
+            "{lora_rank} adapts a pretrained model: name it by {pretrained_model_name_or_path}.",
         )
         changed = [field.name for field in fields(self) if getattr(self, field.name) != field.default]
         refuse_if(

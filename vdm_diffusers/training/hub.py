@@ -20,6 +20,7 @@ from ..guards.loading import reason_of
 from ..guards.messages import Message
 from ..guards.secrecy import files_with_secrets
 from ..pictures import in_words
+from ..pipeline_vdm import VDMPipeline
 from ..units import BITS_PER_DIM, Unit
 from ..vdm import VDM
 from .config import TrainingConfig
@@ -54,9 +55,9 @@ The bound is an estimate by the moving average of the weights, ± its standard e
 ## Use
 
 ```python
-from vdm_diffusers import VDMPipeline
+{imports}
 
-pipe = VDMPipeline.from_pretrained({repository})
+pipe = {pipeline}
 images = pipe({asked}, num_inference_steps={num_inference_steps}{output_type}).images
 ```
 {classes}
@@ -110,6 +111,7 @@ def save_model_card(folder: Path, config: TrainingConfig, data: ImageData, vdm: 
         figures=_figures(metrics, vdm.unit),
         source=_source(name, config, data, metrics, vdm.unit),
         repository=_literal(name),
+        **_loading(vdm, _literal(name)),
         asked=_asked(vdm),
         output_type="" if vdm.to_pipeline().has_pictures else ', output_type="np"',
         classes=_classes(vdm),
@@ -124,6 +126,16 @@ def save_model_card(folder: Path, config: TrainingConfig, data: ImageData, vdm: 
         **{key: getattr(config, key) for key in ("num_samples", "num_inference_steps", "seed")},
     )
     populate_model_card(ModelCard(content), ["variational-diffusion-model", TASK]).save(folder / CARD)
+
+
+def _loading(vdm: VDM, repository: str) -> dict[str, str]:
+    """How the pipeline is loaded: by itself, or from one of the class that the model came from."""
+    if isinstance(vdm.to_original_pipeline(), VDMPipeline):
+        return {"imports": "from vdm_diffusers import VDMPipeline", "pipeline": f"VDMPipeline.from_pretrained({repository})"}
+    return {
+        "imports": "from diffusers import DiffusionPipeline\n\nfrom vdm_diffusers import VDMPipeline",
+        "pipeline": f"VDMPipeline.from_pipe(DiffusionPipeline.from_pretrained({repository}))",
+    }
 
 
 def _asked(vdm: VDM) -> str:

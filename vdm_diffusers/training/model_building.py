@@ -3,23 +3,24 @@
 import math
 from inspect import signature
 
-from diffusers import ModelMixin
+from diffusers import DiffusionPipeline, ModelMixin
 
 from ..autoencoders import have_same_latents
 from ..class_names import check_same_classes
-from ..conditioning import num_classes
+from ..conditioning import LABELS, num_classes, trial_condition
 from ..data.images import ImageData
 from ..denoisers import check_denoiser, sample_shape
 from ..guards.foreign_models import check_pipeline, check_sizes
 from ..guards.loading import refused_as
 from ..guards.messages import Argument, Message, refuse_if
-from ..noise_schedules import NOISE_SCHEDULES, LearnedChainSchedule, NoiseSchedule
+from ..noise_schedules import NOISE_SCHEDULES, LearnedChainSchedule, LearnedMonotoneSchedule, NoiseSchedule
 from ..pictures import in_words
-from ..text_encoders import PromptEncoder
+from ..text_encoders import HIDDEN_STATES, PromptEncoder
 from ..unet_vdm import VDMUNet2DModel
-from ..vdm import VDM
+from ..vdm import SCHEDULE, VDM, has_schedule
 from .augmentations import check_augmentation
 from .config import TrainingConfig
+from .lora import add_adapters
 from .model_config import build_from_config, build_within_memory
 
 
@@ -42,6 +43,8 @@ def build_vdm(
         "{augmentation:paper} tells the denoiser, but {} has no `conditioning`.",
         type(vdm.unet).__name__,
     )
+    if config.lora_rank is not None:
+        add_adapters(vdm.unet, config.lora_rank)
     if config.gradient_checkpointing:
         vdm.unet.enable_gradient_checkpointing()
     if config.torch_compile:
@@ -57,6 +60,12 @@ def pretrained_vdm(config: TrainingConfig, data: ImageData, vae: ModelMixin | No
         (channels, vdm.num_levels) != (data.shape[0], data.num_levels),
         "{} is a model of images with {} channels and {} levels, but {!r} has {} and {}.",
         *(model, channels, vdm.num_levels, data.name, data.shape[0], data.num_levels),
+    )
+    told = trial_condition(vdm.unet, "meta").keys() - {LABELS}
+    refuse_if(
+        not told <= (set() if vdm.prompt_encoder is None else {HIDDEN_STATES}),
+        "{} is told {}, but data sets have labels, and captions that one text encoder encodes: it can't be trained on them.",
+        *(model, ", ".join(f"`{keyword}`" for keyword in sorted(told))),
     )
     refuse_if(vdm.vae is not None and vae is None, "{} is a model of latents: name its {vae_model_name_or_path} too.", model)
     refuse_if(vdm.vae is None and vae is not None, "{} is a model of pixels: leave out {vae_model_name_or_path}.", model)
@@ -84,15 +93,26 @@ def pretrained_vdm(config: TrainingConfig, data: ImageData, vae: ModelMixin | No
 
 
 def load_vdm(config: TrainingConfig) -> VDM:
-    """The saved model as it is; `ValueError` if there is none."""
+    """The saved model, with the schedule that the configuration starts from its own; `ValueError` if there is none."""
     name, cache_dir = config.pretrained_model_name_or_path, config.cache_dir
-    remedy = "Name a model that train_vdm.py or `VDM.save_pretrained` wrote, as a folder or on the Hub."
+    remedy = "Name a pipeline of a variance-preserving diffusion, or what train_vdm.py wrote, as a folder or on the Hub."
     with refused_as(Message("{pretrained_model_name_or_path} {!r} could not be loaded", name), remedy):
         check_pipeline(name, cache_dir)
-        check_sizes(NoiseSchedule.load_config(name, subfolder="noise_schedule", cache_dir=cache_dir))
-        vdm = VDM.from_pretrained(name, config.num_timesteps, config.weighting, cache_dir=cache_dir)
+        pipeline, pretrained = DiffusionPipeline.from_pretrained(name, cache_dir=cache_dir), None
+        if has_schedule(name, cache_dir=cache_dir):
+            source = {"pretrained_model_name_or_path": name, "subfolder": SCHEDULE, "cache_dir": cache_dir}
+            check_sizes(NoiseSchedule.load_config(**source))
+            pretrained = NoiseSchedule.from_pretrained(**source)
+        vdm = VDM.from_pipeline(pipeline, pretrained)
         check_denoiser(vdm.unet, sample_shape(vdm.unet))
-    return vdm
+    refuse_if(
+        config.prediction_type not in (TrainingConfig.prediction_type, vdm.prediction_type),
+        "{pretrained_model_name_or_path} {!r} estimates {!r}, which its weights can't change: leave out {prediction_type}. The"
+        " bound is the same for all of them.",
+        *(name, vdm.prediction_type),
+    )
+    schedule = build_schedule(config, vdm.noise_schedule)
+    return VDM.from_pipeline(pipeline, schedule, config.num_timesteps, config.weighting)
 
 
 def new_vdm(
@@ -148,8 +168,17 @@ def finest_powers(num_levels: int) -> tuple[int, int]:
     return finest - 1, finest
 
 
-def build_schedule(config: TrainingConfig) -> NoiseSchedule:
-    """The noise schedule that the configuration names, in its initial state."""
-    schedule = NOISE_SCHEDULES[config.noise_schedule]
-    kwargs = {"num_steps": config.num_timesteps} if schedule is LearnedChainSchedule else {}
-    return schedule(gamma_min=config.gamma_min, gamma_max=config.gamma_max, **kwargs)
+def build_schedule(config: TrainingConfig, pretrained: NoiseSchedule | None = None) -> NoiseSchedule:
+    """The noise schedule that the configuration names, in its initial state; of a pretrained model's where that is, or it."""
+    cls = NOISE_SCHEDULES[config.noise_schedule or LearnedMonotoneSchedule.__name__]
+    kwargs = {"num_steps": config.num_timesteps} if cls is LearnedChainSchedule else {}
+    if pretrained is None:
+        schedule = cls(gamma_min=config.gamma_min, gamma_max=config.gamma_max, **kwargs)
+    elif config.noise_schedule is None or type(pretrained) is cls and kwargs.items() <= pretrained.config.items():
+        schedule, cls = pretrained, type(pretrained)
+    else:
+        schedule = cls.from_schedule(pretrained, **kwargs)
+    if config.resolution_ratio is None:
+        return schedule
+    shifted = schedule.shifted(config.resolution_ratio)
+    return cls.from_schedule(shifted, **kwargs) if any(True for _ in schedule.parameters()) else shifted

@@ -99,7 +99,7 @@ def describe_plan(
     lines = {
         "data": f"{data.name}: {train} to train on, {len(data.validation):,} held out; {in_words(data.shape)},"
         f" {levels}, {'no' if data.num_classes is None else data.num_classes} classes{prepared}{left_out}",
-        "denoiser": f"{type(vdm.unet).__name__}, {num_parameters(vdm.unet):,} parameters",
+        "denoiser": f"{type(vdm.unet).__name__}, {num_parameters(vdm.unet):,} parameters{_adapted(vdm.unet)}",
         "noise schedule": f"{type(vdm.noise_schedule).__name__}, {num_parameters(vdm.noise_schedule):,} parameters",
         "steps": f"{config.max_train_steps:,} of {run.images_a_step:,} images: {num_processes} processes × batch"
         f" {config.train_batch_size} × {config.gradient_accumulation_steps}{epochs}",
@@ -113,6 +113,11 @@ def describe_plan(
         "Hub": f"{config.hub_model_id or Path(config.output_dir).name}, {config.hub_strategy}" if config.push_to_hub else "no",
     }
     return "\n".join(f"{name:>14}  {text}" for name, text in lines.items())
+
+
+def _adapted(unet: nn.Module) -> str:
+    trained = sum(parameter.numel() for parameter in unet.parameters() if parameter.requires_grad)
+    return "" if trained == num_parameters(unet) else f", {trained:,} of them trained"
 
 
 def num_parameters(module: nn.Module) -> int:

@@ -36,6 +36,7 @@ from .checkpoints.manifests import read_manifest
 from .checkpoints.state import RunState, unusable
 from .config import TrainingConfig
 from .health import check_schedule, drifted_end_points, first_not_finite
+from .lora import merge_adapters
 from .optimizers import build_optimizer
 from .output_files import CHECKPOINT, NOISE_SCHEDULE, UNREADABLE, samples_of
 from .placement.choice import place, placement_of
@@ -157,7 +158,9 @@ class Trainer:
                     self._save_checkpoint()
         self.progress.close()
         self.ema.copy_to(self.placement.parameters())
-        return self.accelerator.unwrap_model(self.placement.whole_model(), keep_fp32_wrapper=False)
+        vdm = self.accelerator.unwrap_model(self.placement.whole_model(), keep_fp32_wrapper=False)
+        merge_adapters(vdm.unet)
+        return vdm
 
     def _is_due(self, interval: int) -> bool:
         return self.history.step % interval == 0 or self.history.step == self.config.max_train_steps
@@ -325,8 +328,15 @@ class Trainer:
                 path.parent.mkdir(exist_ok=True)
                 save_samples(samples, vdm, self.config, path)
             publish = self.publish if 0 < step < self.config.max_train_steps else None
-            if publish is not None and (warning := publish(vdm, self.history)):
+            if publish is not None and (warning := publish(self._without_adapters(vdm), self.history)):
                 self._warn(warning)
+
+    def _without_adapters(self, vdm: VDM) -> VDM:
+        """The model as it is saved, itself left as it is."""
+        if self.config.lora_rank is not None:
+            vdm = vdm.copy()
+            merge_adapters(vdm.unet)
+        return vdm
 
     def _bound(self, vdm: VDM, images: Dataset) -> VariationalBound:
         """The bound on held-out images, which the processes share."""

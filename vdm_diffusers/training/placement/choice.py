@@ -44,6 +44,7 @@ def check_placement(accelerator: Accelerator, config: TrainingConfig) -> None:
         "{mixed_precision:fp16}": config.mixed_precision == "fp16",
         "{optimizer:adamw_8bit}": config.optimizer == "adamw_8bit",
         "{torch_compile}": config.torch_compile,
+        "{lora_rank}": config.lora_rank is not None,
     }
     found = ", ".join(name for name, is_on in refused.items() if is_on)
     refuse_if(bool(found), f"A model that FSDP divides can't be trained with {found}: leave it out.")

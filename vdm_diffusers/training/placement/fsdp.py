@@ -1,6 +1,5 @@
 """A shard of every parameter on each process: FSDP, version 2."""
 
-import copy
 from pathlib import Path
 
 import torch
@@ -39,7 +38,7 @@ class Sharded(Replicated):
 
     def __init__(self, accelerator: Accelerator, vdm: VDM, config: TrainingConfig):
         super().__init__(accelerator, vdm, config)
-        self.template = _copy(vdm)
+        self.template = vdm.copy()
 
     def prepare(self, optimizer: torch.optim.Optimizer, loader: DataLoader | StreamLoader) -> tuple:
         plugin = self.accelerator.state.fsdp_plugin
@@ -81,7 +80,7 @@ class Sharded(Replicated):
         return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
     def whole_model(self) -> VDM:
-        vdm = _copy(self.template).to(self.accelerator.device)
+        vdm = self.template.copy().to(self.accelerator.device)
         vdm.load_state_dict(get_model_state_dict(self.vdm, options=StateDictOptions(full_state_dict=True)))
         return vdm
 
@@ -101,8 +100,3 @@ def _laid_out_as(parameter: Tensor, shard: Tensor) -> Tensor:
         return shard
     mesh, placements = parameter.device_mesh, parameter.placements
     return DTensor.from_local(shard, mesh, placements, shape=parameter.shape, stride=parameter.stride())
-
-
-def _copy(vdm: VDM) -> VDM:
-    """A copy of the model, which shares its autoencoder and the pipeline that it was made from."""
-    return copy.deepcopy(vdm, {id(shared): shared for shared in (vdm.vae, vdm.origin)})
