@@ -142,7 +142,7 @@ def test_the_likelihood_is_that_of_the_image_with_its_text():
         ({"prompt": []}, TypeError, "`prompt` must be a string or a list of strings, with at least one"),
         ({"prompt": ["a", None]}, TypeError, "`prompt` must be a string"),
         ({"prompt": ["a", "b"], "batch_size": 3}, ValueError, "contradictory"),
-        ({"prompt": ["a", "b"], "negative_prompt": ["a"] * 3}, ValueError, "3 negative prompts for 2 prompts"),
+        ({"prompt": ["a", "b"], "negative_prompt": ["a"] * 3, "guidance_scale": 2.0}, ValueError, "3 negative prompts for 2 prompts"),
         ({"prompt": "a", "prompt_embeds": torch.zeros(1, 6, 8)}, ValueError, "both given"),
         ({"prompt_embeds": torch.zeros(6, 8)}, ValueError, r"of shape \(prompts, tokens, width\)"),
         ({"prompt_embeds": torch.zeros(1, 6, 8), "guidance_scale": 2.0}, ValueError, "give both alike"),

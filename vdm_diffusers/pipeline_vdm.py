@@ -269,7 +269,7 @@ class VDMPipeline(PlainConfigMixin, DiffusionPipeline):
             *(prompt_embeds, negative_prompt_embeds, prompt_attention_mask, negative_prompt_attention_mask),
         )
         number = batch_size or next((len(given) for given in (latents, x) if given is not None), None)
-        condition, null_text = self._conditions(condition, class_labels, prompts, number)
+        condition, null_text = self._conditions(condition, class_labels, prompts, number, guided=guidance_scale != 1)
         if guidance_scale != 1 and not condition:
             raise ValueError(f"`guidance_scale` is {guidance_scale}, which needs `class_labels`, a `prompt` or another `condition`.")
         batch_size = self._resolve_batch_size(batch_size, condition, latents, x)
@@ -420,19 +420,19 @@ class VDMPipeline(PlainConfigMixin, DiffusionPipeline):
         return vdm
 
     def _conditions(
-        self, condition: Condition | None, class_labels: Labels | None, prompts: Prompts, number: int | None
+        self, condition: Condition | None, class_labels: Labels | None, prompts: Prompts, number: int | None, guided: bool
     ) -> tuple[Condition, Condition]:
         """What the denoiser is told in a call, and the texts that guidance compares with; one for all is one for so many."""
         labels = None if class_labels is None else labels_of(class_labels, number or 1, self.labels, self.unet)
         prompts, rest = prompts.within(as_condition(condition, labels))
-        text, null_text = prompts.conditions(self.prompt_encoder, self.unet, number)
+        text, null_text = prompts.conditions(self.prompt_encoder, self.unet, number, guided)
         return {**rest, **text}, null_text
 
     def _told(
         self, condition: Condition | None, class_labels: Labels | None, prompt: str | list[str] | None, number: int
     ) -> Condition:
         """What the denoiser is told of so many images, on the device."""
-        return self._checked(self._conditions(condition, class_labels, Prompts(prompt), number)[0], number)
+        return self._checked(self._conditions(condition, class_labels, Prompts(prompt), number, guided=False)[0], number)
 
     def _checked(self, condition: Condition, number: int) -> Condition:
         """A condition that the denoiser takes for so many images, on the device."""

@@ -40,7 +40,9 @@ class Prompts:
         rest = {keyword: value for keyword, value in condition.items() if keyword not in (HIDDEN_STATES, MASK)}
         return replace(self, prompt_embeds=condition[HIDDEN_STATES], prompt_attention_mask=condition.get(MASK)), rest
 
-    def conditions(self, encoder: PromptEncoder | None, unet: nn.Module, number: int | None) -> tuple[Condition, Condition]:
+    def conditions(
+        self, encoder: PromptEncoder | None, unet: nn.Module, number: int | None, guided: bool
+    ) -> tuple[Condition, Condition]:
         """
         What a denoiser is told of the texts, and of those that guidance compares with; empty if it takes no text.
 
@@ -48,6 +50,7 @@ class Prompts:
             encoder ([`PromptEncoder`], *optional*): Of texts in words.
             unet (`nn.Module`): The denoiser.
             number (`int`, *optional*): Of images, where one text is for all of them.
+            guided (`bool`): Whether there is guidance; without it nothing is compared with.
 
         Raises:
             `TypeError`: for texts that are no strings.
@@ -68,7 +71,7 @@ class Prompts:
             told = encoder([""] if texts is None else texts, unet)
         alone = self.prompt_embeds is None and not isinstance(self.prompt, (list, tuple))
         repeats = number if alone and number and self.num_images_per_prompt == 1 else self.num_images_per_prompt
-        null = self._null(told, encoder, unet)
+        null = self._null(told, encoder, unet) if guided else {}
         return _repeated(told, repeats), _repeated(null, repeats)
 
     def _check(self, texts: list[str] | None, encoder: PromptEncoder | None) -> None:
@@ -103,7 +106,7 @@ class Prompts:
         if null[HIDDEN_STATES].shape != told[HIDDEN_STATES].shape or null.keys() != told.keys():
             raise ValueError(
                 f"Negative prompts have the shape {tuple(null[HIDDEN_STATES].shape)}{' and a mask' * (MASK in null)}, prompts"
-                f" {tuple(told[HIDDEN_STATES].shape)}{' and a mask' * (MASK in told)}: give both alike."
+                f" {tuple(told[HIDDEN_STATES].shape)}{' and a mask' * (MASK in told)}: give both alike, as embeddings."
             )
         return null
 
