@@ -69,10 +69,8 @@ class PromptEncoder:
         self.width: int = _width(text_encoder)
         limit = min(tokenizer.model_max_length, getattr(text_encoder.config, "max_position_embeddings", None) or 10**9)
         if max_sequence_length is not None and not 1 <= max_sequence_length <= limit:
-            raise ValueError(
-                f"`max_sequence_length` is {max_sequence_length}, but {type(text_encoder).__name__} takes from 1 to {limit}"
-                " tokens."
-            )
+            text = "{max_sequence_length} is {}, but {} takes from 1 to {} tokens."
+            raise ValueError(Message(text, max_sequence_length, type(text_encoder).__name__, limit))
         self.max_sequence_length = max_sequence_length or min(limit, MAX_SEQUENCE_LENGTH)
         self.stored: Mapping[str, tuple[Tensor, Tensor]] = {}
         self._remembered = lru_cache(maxsize=REMEMBERED)(self.encode)

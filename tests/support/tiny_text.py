@@ -1,5 +1,7 @@
 """Tokenizers and text encoders that need no download, for pipelines that take prompts."""
 
+from collections.abc import Sequence
+
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     BertConfig,
@@ -16,8 +18,14 @@ from transformers import (
 WORDS = ("<pad>", "<end>", "<unknown>", "a", "cat", "dog", "red", "blue")
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
-    words = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="<unknown>"))
+DIGITS = (
+    *WORDS[:4], "handwritten", "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine",
+)  # fmt: skip
+"""Words of the captions of the digits."""
+
+
+def tokenizer(vocabulary: Sequence[str] = WORDS) -> PreTrainedTokenizerFast:
+    words = Tokenizer(models.WordLevel({word: index for index, word in enumerate(vocabulary)}, unk_token="<unknown>"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     return PreTrainedTokenizerFast(
         tokenizer_object=words, pad_token="<pad>", eos_token="<end>", unk_token="<unknown>", model_max_length=6
@@ -37,9 +45,9 @@ def t5() -> T5EncoderModel:
     return T5EncoderModel(config).eval()
 
 
-def bert() -> BertModel:
+def bert(vocabulary: Sequence[str] = WORDS) -> BertModel:
     config = BertConfig(
-        vocab_size=len(WORDS), hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
-        max_position_embeddings=6,
+        vocab_size=len(vocabulary), hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+        max_position_embeddings=8,
     )  # fmt: skip
     return BertModel(config).eval()
