@@ -25,6 +25,7 @@ from transformers import CLIPTextModelWithProjection
 from vdm_diffusers import VDM, LearnedMonotoneSchedule, LinearSchedule, VDMPipeline, VDMScheduler
 from vdm_diffusers.conditioning import Condition
 from vdm_diffusers.denoisers import denoiser_of
+from vdm_diffusers.training.lora import add_adapters, merge_adapters
 
 
 CHAIN = {"num_train_timesteps": 6, "beta_start": 0.01, "beta_end": 0.5}
@@ -126,19 +127,28 @@ def test_the_bound_is_that_of_the_pipeline_s_own_scheduler(model, prediction_typ
     torch.testing.assert_close(tuple(term.double() for term in found), expected, rtol=2e-5, atol=1e-5)
 
 
-def test_a_trained_model_is_saved_as_one_of_its_class(model, tmp_path):
+@pytest.mark.parametrize("adapters", [False, True], ids=["all weights", "LoRA"])
+def test_a_trained_model_is_saved_as_one_of_its_class(model, tmp_path, adapters):
     make, condition, call = model
     pipe = make(DDPMScheduler(clip_sample=False, beta_schedule="scaled_linear"))
     for component in pipe.components.values():
         component.eval() if isinstance(component, torch.nn.Module) else None
     vdm = VDM.from_pipeline(pipe, LearnedMonotoneSchedule(-6.0, 4.0, num_features=8)).eval()
+    before = {name: weight.clone() for name, weight in vdm.unet.state_dict().items()}
+    if adapters:
+        add_adapters(vdm.unet, rank=2)
     optimizer = torch.optim.Adam(vdm.parameters(), lr=1e-2)
     x = latents(pipe, 2) if vdm.vae is not None else torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
     told = condition(2)
-    for _ in range(2):
+    for _ in range(5):
         optimizer.zero_grad()
         vdm(x, told).objective.mean().backward()
         optimizer.step()
+    merge_adapters(vdm.unet)
+    after = vdm.unet.state_dict()
+    changed = {name for name, weight in before.items() if not torch.equal(weight, after[name])}
+    assert after.keys() == before.keys() and changed
+    assert all(".to_" in name and name.endswith("weight") for name in changed) == adapters
     vdm.save_pretrained(tmp_path)
     trained = vdm.to_original_pipeline()
     loaded = DiffusionPipeline.from_pretrained(tmp_path)

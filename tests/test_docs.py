@@ -7,8 +7,11 @@ from pkgutil import resolve_name
 
 import pytest
 import torch
+from diffusers import DDPMScheduler, StableDiffusionPipeline
 from paths import ROOT
 from sklearn.datasets import load_digits
+from tiny_pipelines import conditional_unet, vae
+from tiny_text import clip, tokenizer
 
 from vdm_diffusers import VDM, LearnedMonotoneSchedule, VDMUNet2DModel
 from vdm_diffusers.training.config import DIGITS, TrainingConfig
@@ -28,10 +31,13 @@ EXTENDED = (
 
 @pytest.fixture
 def digits_model(tmp_path, monkeypatch):
-    """A folder `vdm-digits` with an untrained model, in the working directory."""
+    """Folders with untrained models in the working directory: `vdm-digits`, and `my-model` of text and images."""
     monkeypatch.chdir(tmp_path)
     unet = VDMUNet2DModel(8, 1, block_channels=8, layers_per_side=1, norm_num_groups=4, fourier_powers=(2, 3))
     VDM(unet, LearnedMonotoneSchedule(-8.0, 5.0, num_features=8), num_levels=17).save_pretrained("vdm-digits")
+    denoiser = conditional_unet(), DDPMScheduler(beta_schedule="scaled_linear")
+    components = vae(), clip(), tokenizer(), *denoiser, None, None
+    StableDiffusionPipeline(*components, requires_safety_checker=False).save_pretrained("my-model")
 
 
 @pytest.mark.parametrize(
@@ -41,6 +47,7 @@ def digits_model(tmp_path, monkeypatch):
         "docs/quickstart.md",
         "docs/schedulers.md",
         "docs/few_steps.md",
+        "docs/adapting.md",
         "docs/extending.md",
         "docs/likelihood.md",
         "docs/math.md",

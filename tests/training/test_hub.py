@@ -12,17 +12,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import diffusers
+import huggingface_hub
 import pytest
 import torch
 from conftest import TINY
-from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler
+from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler
 from huggingface_hub import HfApi, ModelCard
 from loopback_hub import TOKEN
 from packaging.version import Version
 from processes import SPAWNED, Ranks, train_vdm_with
-from tiny_pipelines import vae
+from tiny_pipelines import unet, vae
 
-from vdm_diffusers import VDM, LearnedMonotoneSchedule, VDMPipeline, VDMScheduler, VDMUNet2DModel
+from vdm_diffusers import VDM, LearnedLinearSchedule, LearnedMonotoneSchedule, VDMPipeline, VDMScheduler, VDMUNet2DModel
 from vdm_diffusers.autoencoders import load_autoencoder
 from vdm_diffusers.conditioning import num_classes
 from vdm_diffusers.data import load_digits
@@ -31,6 +32,7 @@ from vdm_diffusers.evaluate import main as evaluate
 from vdm_diffusers.training import Trainer
 from vdm_diffusers.training.config import TrainingConfig
 from vdm_diffusers.training.hub import Uploads, _classes, save_model_card
+from vdm_diffusers.vdm import has_schedule
 
 
 def run(function: Callable, *arguments: object, log: Path, **kwargs) -> None:
@@ -109,6 +111,25 @@ def push_and_load_an_error_profile(folder: str) -> None:
     for loaded in (of_pipeline, by_itself):
         widened = loaded._error_profile.widened(noise, torch.tensor(4.0), torch.tensor(5.0))
         torch.testing.assert_close(widened.flatten() ** 2, 1 + (torch.e - 1) * moments[1].double(), rtol=1e-5, atol=0)
+
+
+def adapt(name: str, again: str) -> None:
+    """A pipeline has no noise schedule beside it, with network and from the cache; what was made of it has."""
+    with pytest.warns(UserWarning, match=f"'{name}' is a pipeline without `noise_schedule/`"):
+        assert VDM.from_pretrained(name).noise_schedule.gamma_min < -9
+    assert type(VDM.from_pretrained(again).noise_schedule) is LearnedLinearSchedule
+    huggingface_hub.constants.HF_HUB_OFFLINE = True
+    assert has_schedule(again) and not has_schedule(name)
+
+
+def test_a_pipeline_of_the_hub_is_adapted(hub, tmp_path):
+    stock = DDPMPipeline(unet(), DDPMScheduler())
+    for name, model in (("stock", stock), ("adapted", VDM.from_pipeline(stock, LearnedLinearSchedule))):
+        model.save_pretrained(tmp_path / name)
+        api = HfApi(hub.url, TOKEN)
+        api.create_repo(f"user/{name}")
+        api.upload_folder(repo_id=f"user/{name}", folder_path=tmp_path / name)
+    run(adapt, "user/stock", "user/adapted", log=tmp_path / "log", context=SPAWNED)
 
 
 def test_revisions_variants_and_precisions_load_by_name(hub, tmp_path, monkeypatch):
