@@ -2,9 +2,15 @@
 
 import json
 
+import datasets
+import numpy as np
+import PIL.Image
 import pytest
 import tiny_text
 import torch
+from diffusers import DDPMScheduler, StableDiffusionPipeline
+from processes import Ranks, train_vdm_with
+from tiny_pipelines import conditional_unet, vae
 
 from vdm_diffusers import VDM, LinearSchedule, VDMPipeline, VDMUNet2DModel
 from vdm_diffusers.data import load_digits
@@ -131,6 +137,13 @@ def test_a_run_is_the_same_with_kept_embeddings_and_resumed(train, options, tmp_
     assert_same(tmp_path / "whole", tmp_path / "broken")
 
 
+def test_two_processes_train_the_same_with_kept_embeddings(options, tmp_path):
+    for name, kept in {"computed": {}, "kept": {"cache_text_embeddings": tmp_path / "embeddings"}}.items():
+        given, log = options | kept | {"output_dir": tmp_path / name}, tmp_path / f"{name}.log"
+        assert Ranks(train_vdm_with, given, num_processes=2, log=log).join() == [0, 0], log.read_text()
+    assert_same(tmp_path / "computed", tmp_path / "kept")
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -156,3 +169,27 @@ def test_a_model_of_text_is_trained_on_with_captions_alone(train, options, tmp_p
     del more["caption_column"]
     with pytest.raises(SystemExit, match="is conditioned on text: name captions by `--caption_column`"):
         train(output_dir=tmp_path / "third", **more)
+
+
+def test_stable_diffusion_is_trained_on_with_captions(train, tmp_path):
+    torch.manual_seed(0)
+    parts = {"text_encoder": tiny_text.clip(), "tokenizer": tiny_text.tokenizer(), "feature_extractor": None}
+    unet, nothing = conditional_unet(), {"safety_checker": None, "requires_safety_checker": False}
+    StableDiffusionPipeline(vae(), unet=unet, scheduler=DDPMScheduler(), **parts, **nothing).save_pretrained(tmp_path / "sd")
+    random = np.random.default_rng(0)
+    pictures = [PIL.Image.fromarray(random.integers(0, 256, (16, 16, 3), np.uint8)) for _ in range(20)]
+    captions = [["a red cat", "a dog"], ["blue"]] * 10
+    features = datasets.Features({"image": datasets.Image(), "text": datasets.List(datasets.Value("string"))})
+    (tmp_path / "data").mkdir()
+    rows = datasets.Dataset.from_dict({"image": pictures, "text": captions}, features=features)
+    rows.to_parquet(tmp_path / "data" / "train.parquet")
+    options = {"train_data_dir": tmp_path / "data", "cache_dir": tmp_path / "cache", "caption_column": "text"}
+    options |= {"pretrained_model_name_or_path": tmp_path / "sd", "vae_model_name_or_path": tmp_path / "sd"}
+    options |= {"max_train_steps": 2, "validation_steps": 2, "train_batch_size": 4, "max_validation_images": None}
+    folder = tmp_path / "adapted"
+    train(output_dir=folder, noise_schedule="LearnedMonotoneSchedule", **options)
+    assert json.loads((folder / "metrics.json").read_text())["worth_of_captions"]["per_dim"] != 0
+    adapted = StableDiffusionPipeline.from_pretrained(folder)
+    image = adapted("a red cat", height=16, width=16, num_inference_steps=2).images[0]
+    assert image.size == (16, 16) and type(adapted.scheduler).__name__ == "VDMScheduler"
+    assert not torch.equal(adapted.unet.conv_in.weight, unet.conv_in.weight)
