@@ -169,6 +169,9 @@ def test_a_denoiser_of_other_vectors_is_refused():
 def test_longer_texts_than_the_encoder_takes_are_counted():
     encoder = PromptEncoder(tiny_text.tokenizer(), tiny_text.bert(), max_sequence_length=3)
     assert encoder.num_cut(["a red cat", "a red cat a", "a dog", "a red blue blue cat"]) == 2
+    pipe = pipeline(max_sequence_length=3)
+    with pytest.warns(UserWarning, match="1 of 2 prompts have more than 3 tokens and are cut"):
+        draw(pipe, ["a red cat a", "a dog"])
     with pytest.raises(ValueError, match="`max_sequence_length` is 7, but BertModel takes from 1 to 6 tokens"):
         PromptEncoder(encoder.tokenizer, encoder.text_encoder, 7)
 

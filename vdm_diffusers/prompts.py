@@ -1,5 +1,6 @@
 """Prompts: the texts of a pipeline's call, in words or as embeddings, and what a denoiser is told of them."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -68,6 +69,7 @@ class Prompts:
         elif encoder is None:
             return {}, {}
         else:
+            _warn_of_cut(texts or [], encoder)
             told = encoder([""] if texts is None else texts, unet)
         alone = self.prompt_embeds is None and not isinstance(self.prompt, (list, tuple))
         repeats = number if alone and number and self.num_images_per_prompt == 1 else self.num_images_per_prompt
@@ -116,6 +118,12 @@ def _as_list(name: str, texts: str | Sequence[str] | None) -> list[str] | None:
     if texts is not None and not (isinstance(texts, (list, tuple)) and texts and all(isinstance(text, str) for text in texts)):
         raise TypeError(f"`{name}` must be a string or a list of strings, with at least one.")
     return None if texts is None else list(texts)
+
+
+def _warn_of_cut(texts: list[str], encoder: PromptEncoder) -> None:
+    if cut := encoder.num_cut(texts):
+        length = encoder.max_sequence_length
+        warnings.warn(f"{cut} of {len(texts)} prompts have more than {length} tokens and are cut.", stacklevel=2)
 
 
 def _embedded(embeds: Tensor, mask: Tensor | None) -> Condition:

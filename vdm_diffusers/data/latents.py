@@ -20,11 +20,13 @@ from ..guards.messages import Message
 from ..pictures import in_words
 from .fingerprints import fingerprint, fingerprint_of_captions
 from .image_data import ImageData
+from .kept import KeptFolder
 
 
 BATCH_SIZE = 64
 DESCRIPTION = "latents.json"
-"""Says which images and which autoencoder a folder's latents come from. It is written last: without it they are incomplete."""
+"""Says which images and which autoencoder a folder's latents come from."""
+OTHERS = "of other images or captions, or by another autoencoder or seed"
 
 
 class LatentDataset(Dataset):
@@ -72,11 +74,13 @@ def in_latent_space(
     train = data.train
     facts = _facts(vae, data, seed)
     if folder is not None:
-        folder, names = Path(folder), list(data.train[0])
-        if write and not _holds(folder, facts, names):
-            _write(folder, facts, vae, data, device, seed + 1)
-        if _holds(folder, facts, names):
-            train = _kept(folder, names)
+        kept, names = KeptFolder(Path(folder), "cache_latents", DESCRIPTION, facts, "latents", OTHERS), list(data.train[0])
+        files = [_file(name) for name in names]
+        if write and not kept.holds(*files):
+            with kept.writing() as partial:
+                _write(partial, vae, data, device, seed + 1)
+        if kept.holds(*files):
+            train = _kept(kept.path, names)
     return replace(data, train=train, validation=validation, shape=shape, origin=json.dumps(facts))
 
 
@@ -104,30 +108,11 @@ def _facts(vae: ModelMixin, data: ImageData, seed: int) -> dict:
     return facts | {CAPTIONS: fingerprint_of_captions(data)} if data.has_captions else facts
 
 
-def _holds(folder: Path, facts: dict, names: Iterable[str]) -> bool:
-    """Whether a folder holds these latents, in columns of these names; `ValueError` if it holds anything else."""
-    if not (folder / DESCRIPTION).exists():
-        if folder.exists() and any(folder.iterdir()):
-            text = "{cache_latents} {!r} holds something other than latents: name another folder."
-            raise ValueError(Message(text, str(folder)))
-        return False
-    held = json.loads((folder / DESCRIPTION).read_text()) == facts
-    if not held or not all((folder / _file(name)).exists() for name in names):
-        text = (
-            "{cache_latents} {!r} holds latents of other images or captions, or by another autoencoder or seed: name another"
-            " folder, or delete this one."
-        )
-        raise ValueError(Message(text, str(folder)))
-    return True
-
-
-def _write(folder: Path, facts: dict, vae: ModelMixin, data: ImageData, device: torch.device | str, seed: int) -> None:
-    """Encode the training images into a folder, which is there once all of them are."""
-    partial = folder.with_name(f".{folder.name}-partial")
-    partial.mkdir(parents=True, exist_ok=True)
+def _write(folder: Path, vae: ModelMixin, data: ImageData, device: torch.device | str, seed: int) -> None:
+    """Encode the training images into a folder."""
 
     def on_disk(name: str, *args: Any) -> np.memmap:
-        return np.lib.format.open_memmap(partial / _file(name), "w+", *args)
+        return np.lib.format.open_memmap(folder / _file(name), "w+", *args)
 
     latents = _encoded(vae, data, data.train, device, seed, on_disk)
     for column in latents.columns.values():
@@ -135,10 +120,7 @@ def _write(folder: Path, facts: dict, vae: ModelMixin, data: ImageData, device: 
     if latents.captions is not None:
         from datasets import Dataset as Rows
 
-        Rows.from_list(latents.captions).save_to_disk(partial / _file(CAPTIONS))
-    (partial / DESCRIPTION).write_text(json.dumps(facts))
-    folder.exists() and folder.rmdir()
-    partial.rename(folder)
+        Rows.from_list(latents.captions).save_to_disk(folder / _file(CAPTIONS))
 
 
 def _kept(folder: Path, names: Iterable[str]) -> LatentDataset:

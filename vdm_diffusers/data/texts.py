@@ -12,13 +12,14 @@ from torch.utils.data import Dataset, Subset
 from tqdm.auto import tqdm
 
 from ..conditioning import CAPTIONS
-from ..guards.messages import Message
 from ..text_encoders import PromptEncoder
 from .image_data import ImageDataset
+from .kept import KeptFolder
 
 
 HIDDEN_STATES, MASKS, DESCRIPTION = "hidden_states.npy", "masks.npy", "captions.json"
-"""Files of a folder of encoded captions. The last is written last: without it the others are incomplete."""
+"""Files of a folder of encoded captions."""
+OTHERS = "of other captions, or by another encoder"
 
 
 CAPTION_KINDS = {"own": "", "none": ", without captions", "others": ", with other images' captions"}
@@ -114,41 +115,23 @@ def cache_text_embeddings(encoder: PromptEncoder, dataset: Dataset, folder: str,
     Raises:
         `ValueError`: if the folder holds something else, or encodings of other captions or by another encoder.
     """
-    path = Path(folder)
     facts = {"encoder": encoder.fingerprint, "captions": sorted({*all_captions(dataset), ""})}
-    if write and not _holds(path, facts):
-        _write(path, facts, encoder)
-    if _holds(path, facts):
-        encoder.stored = TextEmbeddings(path)
+    kept = KeptFolder(Path(folder), "cache_text_embeddings", DESCRIPTION, facts, "encodings", OTHERS)
+    if write and not kept.holds():
+        with kept.writing() as partial:
+            _write(partial, facts["captions"], encoder)
+    if kept.holds():
+        encoder.stored = TextEmbeddings(kept.path)
 
 
-def _holds(folder: Path, facts: dict) -> bool:
-    if not (folder / DESCRIPTION).exists():
-        if folder.exists() and any(folder.iterdir()):
-            text = "{cache_text_embeddings} {!r} holds something other than encoded captions: name another folder."
-            raise ValueError(Message(text, str(folder)))
-        return False
-    if json.loads((folder / DESCRIPTION).read_text()) != facts:
-        text = (
-            "{cache_text_embeddings} {!r} holds other captions, or those of another encoder: name another folder, or delete"
-            " this one."
-        )
-        raise ValueError(Message(text, str(folder)))
-    return True
-
-
-def _write(folder: Path, facts: dict, encoder: PromptEncoder) -> None:
-    partial = folder.with_name(f".{folder.name}-partial")
-    partial.mkdir(parents=True, exist_ok=True)
-    captions, arrays = facts["captions"], {}
+def _write(folder: Path, captions: Sequence[str], encoder: PromptEncoder) -> None:
+    """Encode captions into a folder."""
+    arrays: dict[str, np.memmap] = {}
     for row, caption in enumerate(tqdm(captions, desc="Encoding captions", leave=False)):
         for name, tensor in zip((HIDDEN_STATES, MASKS), encoder.encode(caption)):
             value = tensor.cpu().numpy()
             if name not in arrays:
-                arrays[name] = np.lib.format.open_memmap(partial / name, "w+", value.dtype, (len(captions), *value.shape))
+                arrays[name] = np.lib.format.open_memmap(folder / name, "w+", value.dtype, (len(captions), *value.shape))
             arrays[name][row] = value
     for array in arrays.values():
         array.flush()
-    (partial / DESCRIPTION).write_text(json.dumps(facts))
-    folder.exists() and folder.rmdir()
-    partial.rename(folder)

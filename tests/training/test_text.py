@@ -125,7 +125,7 @@ def test_kept_embeddings_are_those_of_the_encoder(text_encoder, tmp_path):
         for kept, computed in zip(encoder.stored[text], encoder.encode(text)):
             assert torch.equal(kept, computed)
     other = PromptEncoder(encoder.tokenizer, encoder.text_encoder, max_sequence_length=3)
-    with pytest.raises(ValueError, match="holds other captions, or those of another encoder"):
+    with pytest.raises(ValueError, match="holds encodings of other captions, or by another encoder"):
         cache_text_embeddings(other, data, str(tmp_path / "kept"))
 
 
