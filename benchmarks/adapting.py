@@ -1,4 +1,4 @@
-"""A model before and after it was adapted: its bound, the variance of the bound's estimate, and how far its samples are from data.
+"""A model before and after it was adapted: its bound, the variance of the bound's estimate, its samples' distance from data.
 
 python benchmarks/stock_ddpm.py --data_dir shared/data/mnist --output_dir ddpm-mnist --max_train_steps 2000
 python train_vdm.py --pretrained_model_name_or_path ddpm-mnist --train_data_dir shared/data/mnist \

@@ -142,7 +142,11 @@ def test_the_likelihood_is_that_of_the_image_with_its_text():
         ({"prompt": []}, TypeError, "`prompt` must be a string or a list of strings, with at least one"),
         ({"prompt": ["a", None]}, TypeError, "`prompt` must be a string"),
         ({"prompt": ["a", "b"], "batch_size": 3}, ValueError, "contradictory"),
-        ({"prompt": ["a", "b"], "negative_prompt": ["a"] * 3, "guidance_scale": 2.0}, ValueError, "3 negative prompts for 2 prompts"),
+        (
+            {"prompt": ["a", "b"], "negative_prompt": ["a"] * 3, "guidance_scale": 2.0},
+            ValueError,
+            "3 negative prompts for 2 prompts",
+        ),
         ({"prompt": "a", "prompt_embeds": torch.zeros(1, 6, 8)}, ValueError, "both given"),
         ({"prompt_embeds": torch.zeros(6, 8)}, ValueError, r"of shape \(prompts, tokens, width\)"),
         ({"prompt_embeds": torch.zeros(1, 6, 8), "guidance_scale": 2.0}, ValueError, "give both alike"),
@@ -201,7 +205,9 @@ def test_what_the_mask_keeps_is_kept_exactly():
 
 def test_images_of_a_latent_model_are_encoded():
     torch.manual_seed(0)
-    pipe = VDMPipeline(conditional_unet(), VDMScheduler(), vae(), text_encoder=tiny_text.clip(), tokenizer=tiny_text.tokenizer())
+    pipe = VDMPipeline(
+        conditional_unet(), VDMScheduler(), vae(), text_encoder=tiny_text.clip(), tokenizer=tiny_text.tokenizer()
+    )
     pipe.set_progress_bar_config(disable=True)
     picture = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8))
     images = pipe("a cat", image=picture, strength=0.5, num_inference_steps=4, mask_image=picture.convert("L")).images

@@ -32,8 +32,8 @@ from .denoisers import denoiser_of, predict, sample_shape
 from .guards.arguments import Within, check_argument, checked
 from .guards.finiteness import Trace, check_images
 from .guards.plain_config import PlainConfigMixin
+from .image_arguments import Images, levels_of, to_pictures
 from .known_images import KnownImages, Masks, as_mask, last_timesteps
-from .pictures import image_format, image_to_tensor
 from .pixel_space import check_pixel_space
 from .probability_flow.likelihood import log_likelihood
 from .probability_flow.ode import integrate
@@ -49,7 +49,6 @@ from .vdm import VDM, evaluating
 
 Generators = torch.Generator | list[torch.Generator] | None
 OUTPUT_TYPES = ("pil", "np", "pt")
-Images = PIL.Image.Image | list[PIL.Image.Image] | np.ndarray | Tensor
 NUMBERS = {
     "batch_size": Annotated[int, Within(1, 2**20)] | None,
     "guidance_scale": Annotated[float, Within(-1e6, 1e6)],
@@ -271,7 +270,9 @@ class VDMPipeline(PlainConfigMixin, DiffusionPipeline):
         number = batch_size or next((len(given) for given in (latents, x) if given is not None), None)
         condition, null_text = self._conditions(condition, class_labels, prompts, number, guided=guidance_scale != 1)
         if guidance_scale != 1 and not condition:
-            raise ValueError(f"`guidance_scale` is {guidance_scale}, which needs `class_labels`, a `prompt` or another `condition`.")
+            raise ValueError(
+                f"`guidance_scale` is {guidance_scale}, which needs `class_labels`, a `prompt` or another `condition`."
+            )
         batch_size = self._resolve_batch_size(batch_size, condition, latents, x)
         condition = self._checked(condition, batch_size)
         null = self._checked({**null_condition(condition, self.unet), **null_text}, batch_size)
@@ -441,31 +442,15 @@ class VDMPipeline(PlainConfigMixin, DiffusionPipeline):
 
     def _levels(self, images: Images) -> Tensor:
         """Images as integers `(B, C, *size)`, of the model's shape."""
-        levels = self._integers(images)
+        levels = levels_of(images, len(self._sample_shape()) - 1, self.config.num_levels)
         self._check_shape("images", levels)
         return levels.to(self._execution_device)
-
-    def _integers(self, images: Images) -> Tensor:
-        """Images of any size as integers `(B, C, *size)`."""
-        if isinstance(images, PIL.Image.Image):
-            images = [images]
-        if isinstance(images, list):
-            images = self._shown_levels(images)
-        elif isinstance(images, np.ndarray):
-            if images.ndim != 1 + len(self._sample_shape()) or images.dtype.kind not in "iu":
-                axes = "H, W" if len(self._sample_shape()) == 3 else "*size"
-                raise ValueError(
-                    f"`images` are an array of the shape {images.shape} and the type {images.dtype}, but must be integers,"
-                    f" (B, {axes}, C)."
-                )
-            images = torch.from_numpy(images.astype(np.int64)).movedim(-1, 1)
-        return images
 
     def _known(self, images: Images, generator: Generators) -> Tensor:
         """Images as the data that are diffused, `(B, C, *size)`."""
         if self.vae is None:
             return VDM.from_pipeline(self).scale(self._levels(images))
-        levels = self._integers(images).to(self._execution_device)
+        levels = levels_of(images, len(self._sample_shape()) - 1, self.config.num_levels).to(self._execution_device)
         return encode(self.vae, scale_to_unit(levels, self.config.num_levels), generator)
 
     def _check_pictures(self, output_type: str) -> None:
@@ -505,20 +490,6 @@ class VDMPipeline(PlainConfigMixin, DiffusionPipeline):
                 f"The configuration of {type(self.unet).__name__} doesn't say what it samples: set its `sample_size`."
             )
         return shape
-
-    def _shown_levels(self, pictures: list[PIL.Image.Image]) -> Tensor:
-        """The levels of pictures, `(B, C, H, W)`, of which `_show` makes `255 v / (num_levels - 1)`."""
-        highest = self.config.num_levels - 1
-        if highest > 255:
-            raise ValueError(f"PIL images hold 256 levels, but this model has {highest + 1}: give an array or a tensor.")
-        shown = torch.stack([image_to_tensor(picture) for picture in _checked_pictures(pictures)])
-        levels = (shown.double() * highest / 255).round()
-        if ((levels * 255 / highest).round() != shown).any():
-            raise ValueError(
-                f"These PIL images have other levels than the {highest + 1} of this model, which are shown evenly spaced in"
-                " [0, 255]: give them as integers in [0, num_levels), without resizing or normalisation."
-            )
-        return levels.int()
 
     @property
     def num_timesteps(self) -> int:
@@ -610,13 +581,7 @@ class VDMPipeline(PlainConfigMixin, DiffusionPipeline):
         if output_type == "pt":
             return images
         images = images.cpu().movedim(1, -1).float().numpy()
-        return _pictures(images) if output_type == "pil" else images
-
-
-def _pictures(images: np.ndarray) -> list[PIL.Image.Image]:
-    """As `numpy_to_pil` of diffusers, which would lose a side of one pixel along with the channel of a grey image."""
-    levels = (images * 255).round().astype("uint8")
-    return [PIL.Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image) for image in levels]
+        return to_pictures(images) if output_type == "pil" else images
 
 
 def _check_output_type(output_type: str, known: tuple[str, ...]) -> None:
@@ -633,16 +598,3 @@ def _check_generators(generator: Generators, batch_size: int) -> None:
         )
     if isinstance(generator, list) and len(generator) != batch_size:
         raise ValueError(f"There are {len(generator)} generators for {batch_size} images; give one, or one an image.")
-
-
-def _checked_pictures(images: list) -> list[PIL.Image.Image]:
-    """The images, if they are PIL's, of one shape, with 8 bits that are what they show."""
-    if not images or not all(isinstance(image, PIL.Image.Image) for image in images):
-        raise ValueError("A list of `images` must hold PIL images, at least one: give integers as one array or tensor.")
-    formats = {image_format(image) for image in images}
-    if len(formats) > 1:
-        raise ValueError("All `images` must have one size and mode.")
-    ((_, levels),) = formats
-    if levels != 256:
-        raise ValueError(f"There are images of PIL mode {images[0].mode!r}, which holds {levels} levels: convert them to 256.")
-    return images

@@ -104,7 +104,9 @@ class Prompts:
         if len(null[HIDDEN_STATES]) == 1:
             null = _repeated(null, number)
         if len(null[HIDDEN_STATES]) != number:
-            raise ValueError(f"There are {len(null[HIDDEN_STATES])} negative prompts for {number} prompts: give one, or as many.")
+            raise ValueError(
+                f"There are {len(null[HIDDEN_STATES])} negative prompts for {number} prompts: give one, or as many."
+            )
         if null[HIDDEN_STATES].shape != told[HIDDEN_STATES].shape or null.keys() != told.keys():
             raise ValueError(
                 f"Negative prompts have the shape {tuple(null[HIDDEN_STATES].shape)}{' and a mask' * (MASK in null)}, prompts"

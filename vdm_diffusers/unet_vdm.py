@@ -211,7 +211,9 @@ class VDMUNet2DModel(ModelMixin, PlainConfigMixin):
                 raise ValueError("`encoder_hidden_states` were given, but this denoiser takes no text (`cross_attention_dim`).")
             return None
         if hidden_states is None:
-            raise ValueError("This denoiser is conditioned on text (`cross_attention_dim` is set): give `encoder_hidden_states`.")
+            raise ValueError(
+                "This denoiser is conditioned on text (`cross_attention_dim` is set): give `encoder_hidden_states`."
+            )
         if mask is None:
             mask = hidden_states.new_ones(hidden_states.shape[:2])
         return Text(hidden_states.to(sample.dtype), mask.bool())

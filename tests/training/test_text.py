@@ -1,4 +1,4 @@
-"""Training on captions: the condition of each image, dropout, embeddings kept in a folder, and the same run whatever it keeps."""
+"""Training on captions: the condition of each image, dropout, kept embeddings, and the same run whatever it keeps."""
 
 import json
 

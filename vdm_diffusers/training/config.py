@@ -64,7 +64,9 @@ class TrainingConfig(DataOptions):
     text_encoder_name_or_path: str | None = option(
         None, "A text encoder of transformers with its tokenizer, or a pipeline with both: folder or Hub name."
     )
-    max_sequence_length: Count | None = option(None, "Tokens of a caption, padded or cut. Default: what the encoder takes, or 77.")
+    max_sequence_length: Count | None = option(
+        None, "Tokens of a caption, padded or cut. Default: what the encoder takes, or 77."
+    )
     cache_text_embeddings: str | None = option(
         None, "A folder to keep the encoded training captions in. Default: encode them as they come."
     )
