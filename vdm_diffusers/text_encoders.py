@@ -121,13 +121,17 @@ class PromptEncoder:
 def prompt_encoder_of(pipeline: DiffusionPipeline) -> PromptEncoder | None:
     """That of a pipeline, if it has a tokenizer, and a text encoder whose vectors are what its denoiser takes."""
     encoder, tokenizer = (pipeline.components.get(name) for name in ("text_encoder", "tokenizer"))
-    if encoder is None or tokenizer is None or text_width(denoiser_of(pipeline)) != _width(encoder):
+    if encoder is None or tokenizer is None:
+        return None
+    taken = text_width(denoiser_of(pipeline))
+    if taken is None or taken != _width(encoder):
         return None
     return PromptEncoder(tokenizer, encoder, pipeline.config.get("max_sequence_length"))
 
 
-def _width(text_encoder: "PreTrainedModel") -> int:
-    return text_encoder.config.hidden_size
+def _width(text_encoder: "PreTrainedModel") -> int | None:
+    """The length of its vectors; `None` if its configuration doesn't say."""
+    return getattr(getattr(text_encoder, "config", None), "hidden_size", None)
 
 
 def check_text_width(unet: nn.Module, width: int) -> None:

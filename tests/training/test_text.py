@@ -72,7 +72,10 @@ def test_a_run_on_captions_samples_prompts_and_says_what_captions_are_worth(trai
     worth = metrics["worth_of_captions"]
     assert worth["per_dim"] == pytest.approx(metrics["without_captions"] - metrics["bits_per_dim"])
     assert "without captions" in capsys.readouterr().out
-    assert "what the captions are worth" in (folder / "README.md").read_text()
+    card = (folder / "README.md").read_text()
+    assert "what the captions are worth" in card and "text-to-image" in card
+    first = load_digits(caption_column="caption").validation[0]["captions"][0]
+    assert f'images = pipe(prompt=["{first}"' in card
 
 
 def test_the_bound_is_that_of_the_images_with_their_captions(text_encoder, tmp_path, capsys):

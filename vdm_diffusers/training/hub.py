@@ -28,7 +28,7 @@ from .output_files import ARRAY_OF_SAMPLES, CARD, CONFIG, NOISE_SCHEDULE, NOT_UP
 from .resuming import FREE_OPTIONS
 
 
-TASK = "unconditional-image-generation"
+TASK, TASK_OF_TEXT = "unconditional-image-generation", "text-to-image"
 MAX_NAMES = 100
 """Of classes, that a card lists."""
 
@@ -112,7 +112,7 @@ def save_model_card(folder: Path, config: TrainingConfig, data: ImageData, vdm: 
         source=_source(name, config, data, metrics, vdm.unit),
         repository=_literal(name),
         **_loading(vdm, _literal(name)),
-        asked=_asked(vdm),
+        asked=_asked(vdm, config),
         output_type="" if vdm.to_pipeline().has_pictures else ', output_type="np"',
         classes=_classes(vdm),
         schedule=type(vdm.noise_schedule).__name__,
@@ -125,7 +125,7 @@ def save_model_card(folder: Path, config: TrainingConfig, data: ImageData, vdm: 
         samples=f"![samples]({SAMPLES})" if len(data.shape) == 3 else f"`{ARRAY_OF_SAMPLES}` has, as an array in [0, 1],",
         **{key: getattr(config, key) for key in ("num_samples", "num_inference_steps", "seed")},
     )
-    populate_model_card(ModelCard(content), ["variational-diffusion-model", TASK]).save(folder / CARD)
+    populate_model_card(ModelCard(content), ["variational-diffusion-model", _task(config)]).save(folder / CARD)
 
 
 def _loading(vdm: VDM, repository: str) -> dict[str, str]:
@@ -138,8 +138,15 @@ def _loading(vdm: VDM, repository: str) -> dict[str, str]:
     }
 
 
-def _asked(vdm: VDM) -> str:
-    """What a call asks for: so many images, or one of each of the first classes, by name where it has one of its own."""
+def _task(config: TrainingConfig) -> str:
+    return TASK if config.caption_column is None else TASK_OF_TEXT
+
+
+def _asked(vdm: VDM, config: TrainingConfig) -> str:
+    """What a call asks for: so many images, one of each of the first classes, by name where it has one of its own, or of the
+    first prompts."""
+    if config.validation_prompts is not None:
+        return f"prompt={_literal(config.validation_prompts[:4])}"
     number = num_classes(vdm.unet)
     if number is None:
         return "batch_size=16"
@@ -206,7 +213,7 @@ def _source(name: str, config: TrainingConfig, data: ImageData, metrics: dict, u
 
 def _metadata(name: str, config: TrainingConfig, data: ImageData, metrics: dict, unit: Unit) -> str:
     result = EvalResult(
-        task_type=TASK,
+        task_type=_task(config),
         dataset_type=config.dataset_name or data.name,
         dataset_name=data.name,
         metric_type=unit.name,
