@@ -28,6 +28,7 @@ def load_autoencoder(name_or_path: str | os.PathLike, cache_dir: str | None = No
 
     Raises `ValueError` if there is none, or if it is not one of images.
     """
+    reason = None
     for subfolder in (None, *AUTOENCODERS):
         try:
             check_model(Path(name_or_path, subfolder or ""))
@@ -36,8 +37,8 @@ def load_autoencoder(name_or_path: str | os.PathLike, cache_dir: str | None = No
         except TypeError:  # AutoModel's, where the index of a pipeline doesn't list the subfolder
             reason = "It is a pipeline without a `vae`."
             continue
-        except OSError as error:  # where a file is missing, which may be in the other place
-            reason = reason_of(error)
+        except OSError as error:  # where a file is missing, which may be in another place
+            reason = reason or reason_of(error)
             continue
         except Exception as error:
             reason = reason_of(error)
