@@ -37,7 +37,7 @@ def load_autoencoder(name_or_path: str | os.PathLike, cache_dir: str | None = No
         except TypeError:  # AutoModel's, where the index of a pipeline doesn't list the subfolder
             reason = "It is a pipeline without a `vae`."
             continue
-        except OSError as error:  # where a file is missing, which may be in the other place
+        except OSError as error:  # where a file is missing, which may be in another place
             reason = reason or reason_of(error)
             continue
         except Exception as error:

@@ -471,7 +471,9 @@ class VDM(nn.Module):
             check_scheduler(pipeline.scheduler, pipeline.config.trained_for)
         scheduler = VDMScheduler.from_config(pipeline.scheduler.config)
         if not isinstance(noise_schedule, NoiseSchedule):
-            start = scheduler.noise_schedule or _schedule_of_chain(scheduler)
+            start = schedule_of(scheduler)
+            if start is None:
+                _refuse_pure_noise(scheduler.config.prediction_type)
             noise_schedule = start if noise_schedule is None else noise_schedule.from_schedule(start)
         vdm = cls(
             unet,
@@ -529,17 +531,21 @@ class VDM(nn.Module):
         return vdm
 
 
-def _schedule_of_chain(scheduler: VDMScheduler) -> TableSchedule:
+def schedule_of(scheduler: VDMScheduler) -> TableSchedule | None:
+    """The schedule that a scheduler visits, its table or its chain; `None` for a chain that ends at an infinite gamma."""
+    if scheduler.noise_schedule is not None:
+        return scheduler.noise_schedule
     gammas = scheduler.timestep_map.gammas
-    if gammas[-1].isinf():
-        why = "where gamma is infinite"
-        if scheduler.config.prediction_type == "epsilon":
-            why += " and a denoiser that estimates `epsilon` says nothing of the data"
-        raise ValueError(
-            f"The chain ends in pure noise (`rescale_betas_zero_snr`), {why}: give a `noise_schedule` whose end points are"
-            " finite."
-        )
-    return TableSchedule(gammas.tolist())
+    return None if gammas[-1].isinf() else TableSchedule(gammas.tolist())
+
+
+def _refuse_pure_noise(prediction_type: str) -> None:
+    why = "where gamma is infinite"
+    if prediction_type == "epsilon":
+        why += " and a denoiser that estimates `epsilon` says nothing of the data"
+    raise ValueError(
+        f"The chain ends in pure noise (`rescale_betas_zero_snr`), {why}: give a `noise_schedule` whose end points are finite."
+    )
 
 
 def has_schedule(name_or_path: str | os.PathLike, **kwargs) -> bool:

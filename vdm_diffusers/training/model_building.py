@@ -9,15 +9,16 @@ from ..autoencoders import have_same_latents
 from ..class_names import check_same_classes
 from ..conditioning import LABELS, num_classes, trial_condition
 from ..data.images import ImageData
-from ..denoisers import check_denoiser, sample_shape
+from ..denoisers import check_denoiser, denoiser_of, sample_shape
 from ..guards.foreign_models import check_pipeline, check_sizes
 from ..guards.loading import refused_as
 from ..guards.messages import Argument, Message, refuse_if
 from ..noise_schedules import NOISE_SCHEDULES, LearnedChainSchedule, LearnedMonotoneSchedule, NoiseSchedule
 from ..pictures import in_words
+from ..scheduling_vdm import VDMScheduler
 from ..text_encoders import HIDDEN_STATES, PromptEncoder
 from ..unet_vdm import VDMUNet2DModel
-from ..vdm import SCHEDULE, VDM, has_schedule
+from ..vdm import SCHEDULE, VDM, has_schedule, schedule_of
 from .augmentations import check_augmentation
 from .config import TrainingConfig
 from .lora import add_adapters
@@ -98,21 +99,28 @@ def load_vdm(config: TrainingConfig) -> VDM:
     remedy = "Name a pipeline of a variance-preserving diffusion, or what train_vdm.py wrote, as a folder or on the Hub."
     with refused_as(Message("{pretrained_model_name_or_path} {!r} could not be loaded", name), remedy):
         check_pipeline(name, cache_dir)
-        pipeline, pretrained = DiffusionPipeline.from_pretrained(name, cache_dir=cache_dir), None
-        if has_schedule(name, cache_dir=cache_dir):
-            source = {"pretrained_model_name_or_path": name, "subfolder": SCHEDULE, "cache_dir": cache_dir}
-            check_sizes(NoiseSchedule.load_config(**source))
-            pretrained = NoiseSchedule.from_pretrained(**source)
-        vdm = VDM.from_pipeline(pipeline, pretrained)
-        check_denoiser(vdm.unet, sample_shape(vdm.unet))
+        pipeline = DiffusionPipeline.from_pretrained(name, cache_dir=cache_dir)
+        unet = denoiser_of(pipeline)
+        check_denoiser(unet, sample_shape(unet))
+        start = saved_schedule(name, cache_dir) or schedule_of(VDMScheduler.from_config(pipeline.scheduler.config))
+        schedule = None if start is None and config.noise_schedule is None else build_schedule(config, start)
+        vdm = VDM.from_pipeline(pipeline, schedule, config.num_timesteps, config.weighting)
     refuse_if(
         config.prediction_type not in (TrainingConfig.prediction_type, vdm.prediction_type),
         "{pretrained_model_name_or_path} {!r} estimates {!r}, which its weights can't change: leave out {prediction_type}. The"
         " bound is the same for all of them.",
         *(name, vdm.prediction_type),
     )
-    schedule = build_schedule(config, vdm.noise_schedule)
-    return VDM.from_pipeline(pipeline, schedule, config.num_timesteps, config.weighting)
+    return vdm
+
+
+def saved_schedule(name: str, cache_dir: str | None) -> NoiseSchedule | None:
+    """The noise schedule beside a pipeline, if there is one."""
+    if not has_schedule(name, cache_dir=cache_dir):
+        return None
+    source = {"pretrained_model_name_or_path": name, "subfolder": SCHEDULE, "cache_dir": cache_dir}
+    check_sizes(NoiseSchedule.load_config(**source))
+    return NoiseSchedule.from_pretrained(**source)
 
 
 def new_vdm(

@@ -99,6 +99,14 @@ def test_a_chain_that_is_kept_gives_the_very_same_bound(train, pictures, tmp_pat
     assert bound_at(tmp_path / "out", 0) == pytest.approx(own_bound(stock, pictures), rel=1e-6)
 
 
+def test_a_chain_that_ends_in_pure_noise_takes_a_schedule_that_does_not(train, pictures, tmp_path):
+    ddpm(tmp_path / "stock", rescale_betas_zero_snr=True, prediction_type="v_prediction")
+    options = {"pretrained_model_name_or_path": tmp_path / "stock", "train_data_dir": pictures, "gamma_min": -8.0}
+    train(**SMALL | options | {"noise_schedule": "LearnedLinearSchedule", "max_train_steps": 1, "schedule_learning_rate": 0.0})
+    ends = [end.item() for end in VDM.from_pretrained(tmp_path / "out").noise_schedule.end_points()]
+    assert ends == [-8.0, 5.0]
+
+
 def test_an_interrupted_adaptation_goes_on_the_same(train, pictures, tmp_path):
     ddpm(tmp_path / "stock")
     options = LEARNED | {
