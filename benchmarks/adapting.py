@@ -1,9 +1,8 @@
 """A model before and after it was adapted: its bound, the variance of the bound's estimate, its samples' distance from data.
 
-python benchmarks/stock_ddpm.py --data_dir shared/data/mnist --output_dir ddpm-mnist --max_train_steps 2000
-python train_vdm.py --pretrained_model_name_or_path ddpm-mnist --train_data_dir shared/data/mnist \
-    --noise_schedule LearnedMonotoneSchedule --max_train_steps 400 --output_dir ddpm-adapted
-python benchmarks/adapting.py --before ddpm-mnist --after ddpm-adapted --data_dir shared/data/mnist
+python benchmarks/stock_ddpm.py --data_dir shared/data/mnist --output_dir ddpm-mnist
+python train_vdm.py --pretrained_model_name_or_path ddpm-mnist --noise_schedule LearnedMonotoneSchedule ...  # see docs/adapting.md
+python benchmarks/adapting.py --before ddpm-mnist --after adapted-mnist --data_dir shared/data/mnist
 """
 
 import argparse

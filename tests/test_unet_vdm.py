@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers.models.embeddings import Timesteps
 
-from vdm_diffusers.unet_vdm import Attention, VDMUNet2DModel, timestep_embedding
+from vdm_diffusers.unet_vdm import Attention, AttentionOver, VDMUNet2DModel, timestep_embedding
 
 
 SMALL = {"in_channels": 2, "block_channels": 8, "layers_per_side": 1, "norm_num_groups": 4, "dropout": 0.0}
@@ -235,6 +235,43 @@ def test_attention_is_a_softmax_over_all_pixels(head_dim, num_heads):
     x = torch.randn(2, 8, 3, 5, dtype=torch.float64)
     expected = torch.stack([explicit_attention(module, image, num_heads) for image in x])
     torch.testing.assert_close(module(x), expected, rtol=1e-10, atol=1e-10)
+
+
+@torch.no_grad()
+def test_pixels_attend_to_the_tokens_of_a_text_as_in_torch():
+    """`MultiheadAttention` with keys and values of another width, whose mask is true for what is left out."""
+    module = AttentionOver(channels=8, width=6, head_dim=4, groups=4, eps=1e-6)
+    for parameter in module.parameters():
+        parameter.normal_()
+    theirs = torch.nn.MultiheadAttention(8, num_heads=2, kdim=6, vdim=6, batch_first=True)
+    for name, layer in (("q", module.to_q), ("k", module.to_k), ("v", module.to_v)):
+        getattr(theirs, f"{name}_proj_weight").copy_(layer.weight)
+    theirs.in_proj_bias.copy_(torch.cat([module.to_q.bias, module.to_k.bias, module.to_v.bias]))
+    theirs.out_proj.load_state_dict(module.to_out.state_dict())
+    x, tokens = torch.randn(2, 8, 3, 5), torch.randn(2, 4, 6)
+    mask = torch.tensor([[True, True, False, True], [True, False, False, False]])
+    pixels = module.norm(x).flatten(2).transpose(1, 2)
+    attended, _ = theirs(pixels, tokens, tokens, key_padding_mask=~mask)
+    torch.testing.assert_close(module(x, tokens, mask), x + attended.transpose(1, 2).reshape(x.shape), rtol=1e-4, atol=1e-4)
+
+
+def test_padding_of_a_text_has_no_influence():
+    model, sample, text = trained(cross_attention_dim=6), torch.randn(2, 2, 4, 4), torch.randn(2, 5, 6)
+    mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 0, 0, 0]])
+    told = {"encoder_attention_mask": mask}
+    output = forward(model, sample, encoder_hidden_states=text, **told)
+    assert torch.equal(output, forward(model, sample, encoder_hidden_states=text + 9 * (1 - mask)[..., None], **told))
+    other = text.clone()
+    other[0, 1] += 1
+    changed = (forward(model, sample, encoder_hidden_states=other, **told) != output).flatten(1).any(1)
+    assert changed.tolist() == [True, False]
+
+
+def test_texts_are_needed_or_refused():
+    with pytest.raises(ValueError, match="conditioned on text .* give `encoder_hidden_states`"):
+        forward(untrained(cross_attention_dim=6), torch.randn(1, 2, 4, 4))
+    with pytest.raises(ValueError, match="takes no text"):
+        forward(untrained(), torch.randn(1, 2, 4, 4), encoder_hidden_states=torch.randn(1, 3, 6))
 
 
 @pytest.mark.parametrize("everywhere, expected", [(False, 1), (True, 6)])

@@ -38,7 +38,8 @@ def load_autoencoder(name_or_path: str | os.PathLike, cache_dir: str | None = No
             reason = "It is a pipeline without a `vae`."
             continue
         except OSError as error:  # where a file is missing, which may be in another place
-            reason = reason or reason_of(error)
+            if reason is None or Path(name_or_path, subfolder).is_dir():
+                reason = reason_of(error)
             continue
         except Exception as error:
             reason = reason_of(error)

@@ -165,7 +165,7 @@ def test_a_schedule_is_shifted_to_another_resolution(train, tmp_path):
                 *(vae(), clip(), tokenizer(), conditional_unet(), DDPMScheduler(), None, None), requires_safety_checker=False
             ),
             {"vae_model_name_or_path": "stock"},
-            "is told `encoder_hidden_states`, but images have labels alone: it can't be trained on captions yet",
+            "is conditioned on text: name captions by `--caption_column`",
         ),
         (lambda: LDMPipeline(vqvae(), unet(), DDPMScheduler()), {}, "is a model of latents: name its `--vae_model_name"),
         (
