@@ -111,6 +111,11 @@ def test_the_bound_is_that_of_the_images_with_their_captions(text_encoder, tmp_p
         evaluate(["--pretrained_model_name_or_path", str(tmp_path / "model")])
 
 
+def test_the_plan_says_what_encodes_captions(train, options, tmp_path, capsys):
+    train("--dry_run", output_dir=tmp_path / "model", **options)
+    assert "captions  BertModel, 6 tokens of 8 numbers" in capsys.readouterr().out
+
+
 def test_captions_of_others_are_never_an_images_own():
     data = load_digits(caption_column="caption").validation
     others = captions_of_kind("others", data, seed=3)
