@@ -89,6 +89,14 @@ def images(pipeline: DiffusionPipeline, call: dict) -> Tensor:
     return torch.as_tensor(pipeline(num_inference_steps=3, generator=generator, output_type="np", **call).images)
 
 
+def in_evaluation(pipeline: DiffusionPipeline) -> DiffusionPipeline:
+    """The pipeline in the mode that a loaded one has."""
+    for component in pipeline.components.values():
+        if isinstance(component, torch.nn.Module):
+            component.eval()
+    return pipeline
+
+
 def latents(pipeline: DiffusionPipeline, n: int) -> Tensor:
     return torch.randn(n, denoiser_of(pipeline).config.in_channels, 8, 8)
 
@@ -130,9 +138,7 @@ def test_the_bound_is_that_of_the_pipeline_s_own_scheduler(model, prediction_typ
 @pytest.mark.parametrize("adapters", [False, True], ids=["all weights", "LoRA"])
 def test_a_trained_model_is_saved_as_one_of_its_class(model, tmp_path, adapters):
     make, condition, call = model
-    pipe = make(DDPMScheduler(clip_sample=False, beta_schedule="scaled_linear"))
-    for component in pipe.components.values():
-        component.eval() if isinstance(component, torch.nn.Module) else None
+    pipe = in_evaluation(make(DDPMScheduler(clip_sample=False, beta_schedule="scaled_linear")))
     vdm = VDM.from_pipeline(pipe, LearnedMonotoneSchedule(-6.0, 4.0, num_features=8)).eval()
     before = {name: weight.clone() for name, weight in vdm.unet.state_dict().items()}
     if adapters:
@@ -164,7 +170,21 @@ def test_a_trained_model_is_saved_as_one_of_its_class(model, tmp_path, adapters)
     again = VDM.from_pretrained(tmp_path).eval()
     fixed = {"times": torch.rand(2), "noise": torch.randn(2, 2, *x.shape[1:])}
     assert torch.equal(again(x, told, **fixed).nats, vdm(x, told, **fixed).nats)
-    assert torch.equal(DDIMScheduler.from_config(loaded.scheduler.config).alphas_cumprod, pipe.scheduler.alphas_cumprod)
+
+
+def test_plain_diffusers_samples_an_adapted_model_by_its_own_chain(tmp_path):
+    pipe = in_evaluation(sd(DDPMScheduler(beta_schedule="scaled_linear", clip_sample=False, steps_offset=1)))
+    vdm = VDM.from_pipeline(pipe, LearnedMonotoneSchedule(-6.0, 4.0, num_features=8))
+    adapted = vdm.to_original_pipeline()
+    adapted.scheduler = DDIMScheduler.from_config(adapted.scheduler.config)
+    assert torch.equal(adapted.scheduler.alphas_cumprod, pipe.scheduler.alphas_cumprod)
+    adapted.save_pretrained(tmp_path)
+    assert "vdm_diffusers" not in (tmp_path / "model_index.json").read_text()
+    call = {"prompt": "a red cat"} | SIZE
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    assert torch.equal(images(DiffusionPipeline.from_pretrained(tmp_path), call), images(pipe, call))
+    again = VDM.from_pipeline(DiffusionPipeline.from_pretrained(tmp_path))
+    torch.testing.assert_close(again.noise_schedule.end_points(), tuple(torch.tensor([-6.0, 4.0]).double()))
 
 
 def test_classes_keep_their_names(tmp_path):

@@ -115,7 +115,7 @@ def test_an_interrupted_adaptation_goes_on_the_same(train, pictures, tmp_path):
         "lora_rank": 2,
         "checkpointing_steps": 3,
     }
-    options |= {"max_validation_images": 4, "validation_steps": 100}
+    options |= {"validation_repeats": 1, "num_samples": 1, "num_inference_steps": 1}
     train(output_dir=tmp_path / "whole", **options)
     train(output_dir=tmp_path / "broken", **options | {"max_train_steps": 3})
     train(output_dir=tmp_path / "broken", resume_from_checkpoint="latest", **options)
