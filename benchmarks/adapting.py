@@ -1,7 +1,7 @@
 """A model before and after it was adapted: its bound, the variance of the bound's estimate, its samples' distance from data.
 
 python benchmarks/stock_ddpm.py --data_dir shared/data/mnist --output_dir ddpm-mnist
-python train_vdm.py --pretrained_model_name_or_path ddpm-mnist --noise_schedule LearnedMonotoneSchedule ...  # see docs/adapting.md
+python train_vdm.py --pretrained_model_name_or_path ddpm-mnist --noise_schedule LearnedMonotoneSchedule ...  # see docs
 python benchmarks/adapting.py --before ddpm-mnist --after adapted-mnist --data_dir shared/data/mnist
 """
 

@@ -171,14 +171,14 @@ def test_a_run_that_is_killed_anywhere_goes_on_bit_by_bit(whole, tmp_path):
 
 def send(number: int, step: int, process_index: int = 0) -> None:
     """To one process, in the middle of that step."""
-    times = Trainer._times
+    text = Trainer._text
 
-    def _times(self, micro_step):
+    def _text(self, batch, draws):
         if self.history.step == step and self.accelerator.process_index == process_index:
             os.kill(os.getpid(), number)
-        return times(self, micro_step)
+        return text(self, batch, draws)
 
-    Trainer._times = _times
+    Trainer._text = _text
 
 
 def test_a_signal_ends_a_run_within_a_step_with_a_checkpoint(whole, tmp_path):

@@ -18,6 +18,7 @@ from vdm_diffusers import train as train_command
 from vdm_diffusers.evaluate import main as evaluate
 from vdm_diffusers.training import Trainer
 from vdm_diffusers.training.config import DIGITS, TrainingConfig
+from vdm_diffusers.training.draws import draws_of
 
 
 def parameters(folder) -> dict[str, torch.Tensor]:
@@ -66,8 +67,7 @@ def test_times_of_all_processes_and_batches_of_a_step_are_one_stratified_set():
 
     def times(rank: int, micro_step: int, step: int = 7) -> torch.Tensor:
         accelerator = SimpleNamespace(num_processes=3, process_index=rank, device="cpu")
-        trainer = SimpleNamespace(accelerator=accelerator, config=config, history=SimpleNamespace(step=step))
-        return Trainer._times(trainer, micro_step)
+        return draws_of(config, accelerator, step, micro_step).times
 
     parts = [times(rank, micro_step) for micro_step in range(2) for rank in range(3)]
     assert sorted((torch.cat(parts) * 30).floor().int().tolist()) == list(range(30))
@@ -226,7 +226,7 @@ def test_options_come_from_a_file_and_then_from_flags(tmp_path):
         ({"resolution": 28}, "`--resolution` is 28, but the images are 8×8"),
         ({"num_channels": 3}, "`--num_channels` is 3"),
         ({"label_column": "digit"}, "`--label_column` is 'digit'"),
-        ({"caption_column": "caption"}, "`--caption_column` is for models of text"),
+        ({"caption_column": "caption"}, "`--caption_column` needs `--text_encoder_name_or_path`"),
         ({"image_column": "image"}, "`--image_column` is 'image', but 'digits' has no choice of it"),
         ({"train_batch_size": 2000}, "takes 2000 images a step, but 'digits' has 1500"),
         ({"resume_from_checkpoint": "latest"}, "there is no such checkpoint"),

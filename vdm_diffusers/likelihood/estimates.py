@@ -1,7 +1,7 @@
 """Means over images of random estimates, with their errors."""
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 from scipy.special import stdtrit
@@ -40,7 +40,7 @@ class Estimate:
     standard_error_draws: float | None
     interval_95: list[float]
     variance: float
-    of_images: Tensor
+    of_images: Tensor = field(compare=False, repr=False)
     unit: Unit = BITS_PER_DIM
 
     @classmethod

@@ -16,7 +16,7 @@ from ..vdm import VDM
 from .config import TrainingConfig
 from .hub import Uploads, save_model_card
 from .output_files import FORWARD_PROCESS, METRICS, SAMPLES, TRAINING_CURVE, samples_of
-from .sample_grids import Samples, save_samples
+from .sample_grids import Samples, sample_prompts, save_samples
 from .trainer import History
 
 
@@ -36,7 +36,7 @@ def finish(
     """
     folder = Path(config.output_dir)
     vdm.save_pretrained(folder)
-    save_samples(samples, vdm, config, folder / SAMPLES)
+    save_samples(samples, vdm, folder / SAMPLES, sample_prompts(config))
     save_forward_process(vdm.scale(data.validation[0]["images"][None]), vdm.noise_schedule, folder / FORWARD_PROCESS)
     save_training_curve(history.training, history.validation, folder / TRAINING_CURVE, vdm.unit)
     bound, *without_captions = bounds

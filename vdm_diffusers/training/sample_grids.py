@@ -64,7 +64,7 @@ def draw_samples(accelerator: Accelerator, vdm: VDM, config: TrainingConfig) -> 
     return [drawn[i] for i in range(config.num_samples)]
 
 
-def save_samples(pictures: Samples, vdm: VDM, config: TrainingConfig, path: str | os.PathLike) -> None:
+def save_samples(pictures: Samples, vdm: VDM, path: str | os.PathLike, prompts: list[str] | None = None) -> None:
     """Write what [`draw_samples`] drew: pictures as a square grid, or every class under its label and name, or every prompt.
 
     Arrays are written as one, beside the path, its suffix replaced by `.npy`; those of a class-conditional model are of the
@@ -73,7 +73,7 @@ def save_samples(pictures: Samples, vdm: VDM, config: TrainingConfig, path: str 
     if isinstance(pictures[0], np.ndarray):
         np.save(Path(path).with_suffix(".npy"), np.stack(pictures))
         return
-    titles = _titles(vdm, config, len(pictures))
+    titles = prompts or _classes(vdm, len(pictures))
     if titles is None:
         save_image_grid(pictures, path, columns=math.ceil(math.sqrt(len(pictures))))
         return
@@ -83,10 +83,10 @@ def save_samples(pictures: Samples, vdm: VDM, config: TrainingConfig, path: str 
     save_labelled_grid(blocks, path)
 
 
-def _titles(vdm: VDM, config: TrainingConfig, number: int) -> list[str] | None:
-    """What is written over each of so many samples: its prompt, or its class; `None` for nothing."""
-    prompts, labels = sample_prompts(config), sample_labels(vdm, number)
-    if prompts is not None or labels is None:
-        return prompts
+def _classes(vdm: VDM, number: int) -> list[str] | None:
+    """The class of each of so many samples, by its label and name; `None` if there are none."""
+    labels = sample_labels(vdm, number)
+    if labels is None:
+        return None
     names = captions(vdm.class_names, num_classes(vdm.unet))
     return [names[label] for label in labels]

@@ -26,15 +26,15 @@ from ..guards.loading import DataError
 from ..guards.messages import Message, message_of
 from ..guards.secrecy import redacted
 from ..likelihood.bound import VariationalBound, variational_bound
-from ..randomness import counted_generator
 from ..units import BITS_PER_DIM
-from ..vdm import VDM, VDMLoss, stratified_times
+from ..vdm import VDM, VDMLoss
 from .augmentations import AUGMENTATIONS
 from .captions import draw_captions
 from .checkpoints.folders import CheckpointError, latest_checkpoint, save_checkpoint
 from .checkpoints.manifests import read_manifest
 from .checkpoints.state import RunState, unusable
 from .config import TrainingConfig
+from .draws import draws_of
 from .health import check_schedule, drifted_end_points, first_not_finite
 from .lora import merge_adapters
 from .optimizers import build_optimizer
@@ -42,7 +42,7 @@ from .output_files import CHECKPOINT, NOISE_SCHEDULE, UNREADABLE, samples_of
 from .placement.choice import place, placement_of
 from .planning import steps_an_epoch
 from .resuming import Run
-from .sample_grids import draw_samples, save_samples
+from .sample_grids import draw_samples, sample_prompts, save_samples
 from .stopping import StopSignals, TrainingStopped
 
 
@@ -216,12 +216,13 @@ class Trainer:
     def _optimizer_step(self, batches: Iterable[dict[str, Any]]) -> None:
         moments = []
         for micro_step, batch in enumerate(batches):
+            draws = draws_of(self.config, self.accelerator, self.history.step, micro_step)
             images, condition = split_batch(batch)
             images, augmentation = AUGMENTATIONS[self.config.augmentation](images)
             condition = drop(condition, self.config.class_dropout, self.vdm.unet)
-            condition = {**condition, **self._text(batch, micro_step), **(augmentation or {})}
+            condition = {**condition, **self._text(batch, draws.captions), **(augmentation or {})}
             with self.accelerator.accumulate(self.model):
-                loss = self.model(images, condition, self._times(micro_step))
+                loss = self.model(images, condition, draws.times)
                 self.accelerator.backward(loss.objective.mean())
                 moments.append(_moments(loss))
                 if self.accelerator.sync_gradients:
@@ -234,29 +235,13 @@ class Trainer:
         self.history.step += 1
         self.progress.update()
 
-    def _times(self, micro_step: int) -> Tensor:
-        """This process's share of the times of the step, which are stratified over all its processes and batches."""
-        times = stratified_times(self._draws_of_step()[0, 0], self._draws_of_step().shape[1])
-        return self._share(times, micro_step).to(self.accelerator.device)
-
-    def _text(self, batch: dict[str, Any], micro_step: int) -> Condition:
+    def _text(self, batch: dict[str, Any], draws: Tensor) -> Condition:
         """What the denoiser is told of the captions of a batch, if it is told any."""
         captions, encoder = captions_of(batch), self.vdm.prompt_encoder
         if captions is None or encoder is None:
             return {}
-        draws = self._share(self._draws_of_step()[1:], micro_step)
         texts = draw_captions(captions, draws, self.config.caption_dropout)
         return to_device(encoder(texts, self.vdm.unet), self.accelerator.device)
-
-    def _draws_of_step(self) -> Tensor:
-        """Uniform numbers for all images of the step, `(3, B)`, the same on every process."""
-        number = self.run.images_a_step
-        return torch.rand(3, number, generator=counted_generator(self.config.seed, self.history.step))
-
-    def _share(self, of_step: Tensor, micro_step: int) -> Tensor:
-        """The share of a batch of this process in what there is for all images of the step, the images last."""
-        parts = self.accelerator.num_processes * self.config.gradient_accumulation_steps
-        return of_step[..., self.accelerator.process_index + self.accelerator.num_processes * micro_step :: parts]
 
     def _reduce_window(self) -> None:
         """Average over the processes what each has seen since the last time, and check it."""
@@ -326,7 +311,7 @@ class Trainer:
             if samples:
                 path = self.output_dir / samples_of(step)
                 path.parent.mkdir(exist_ok=True)
-                save_samples(samples, vdm, self.config, path)
+                save_samples(samples, vdm, path, sample_prompts(self.config))
             publish = self.publish if 0 < step < self.config.max_train_steps else None
             if publish is not None and (warning := publish(self._without_adapters(vdm), self.history)):
                 self._warn(warning)
