@@ -7,15 +7,11 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import diffusers
-import huggingface_hub
 import torch
 from diffusers import DiffusionPipeline, ModelMixin
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from torch import Tensor, nn
 
 from . import gaussian
@@ -28,6 +24,7 @@ from .guards.arguments import Within, checked
 from .guards.loading import loading
 from .noise_schedules import NoiseSchedule, TableSchedule
 from .precision import compute_dtype
+from .saved_schedules import SCHEDULE, saved_schedule
 from .scheduling.identity import check_scheduler
 from .scheduling_vdm import VDMScheduler
 from .text_encoders import PromptEncoder, check_text_width, prompt_encoder_of
@@ -39,9 +36,6 @@ from .weightings import WEIGHTINGS, check_weighting
 if TYPE_CHECKING:
     from .pipeline_vdm import VDMPipeline
 
-
-SCHEDULE = "noise_schedule"
-"""The folder of the noise schedule beside a pipeline."""
 
 STEP_OPTIONS = (
     "variance_type", "clip_sample", "clip_sample_range", "thresholding", "dynamic_thresholding_ratio", "sample_max_value",
@@ -517,11 +511,9 @@ class VDM(nn.Module):
         """
         with loading(f"The model {str(pretrained_model_name_or_path)!r}"):
             pipeline = DiffusionPipeline.from_pretrained(pretrained_model_name_or_path, **kwargs)
-            is_there = has_schedule(pretrained_model_name_or_path, **kwargs)
-            source = {"pretrained_model_name_or_path": pretrained_model_name_or_path, "subfolder": SCHEDULE}
-            schedule = NoiseSchedule.from_pretrained(**source, **kwargs) if is_there else None
+            schedule = saved_schedule(pretrained_model_name_or_path, **kwargs)
             vdm = cls.from_pipeline(pipeline, schedule, num_timesteps, weighting)
-        if not is_there:
+        if schedule is None:
             warnings.warn(
                 f"{str(pretrained_model_name_or_path)!r} is a pipeline without `{SCHEDULE}/`, as `VDMPipeline.save_pretrained`"
                 " writes it: the schedule of its scheduler is used, and can't be learned. Give `VDM.from_pipeline` another, or"
@@ -546,27 +538,6 @@ def _refuse_pure_noise(prediction_type: str) -> None:
     raise ValueError(
         f"The chain ends in pure noise (`rescale_betas_zero_snr`), {why}: give a `noise_schedule` whose end points are finite."
     )
-
-
-def has_schedule(name_or_path: str | os.PathLike, **kwargs) -> bool:
-    """Whether the noise schedule that [`VDM.save_pretrained`] puts beside a pipeline is there, in a folder or on the Hub."""
-    if Path(name_or_path).is_dir():
-        return (Path(name_or_path) / SCHEDULE).exists()
-    return _is_on_hub(str(name_or_path), f"{SCHEDULE}/config.json", **kwargs)
-
-
-def _is_on_hub(name: str, file: str, **kwargs) -> bool:
-    """Whether a repository has a file; offline, whether the cache has."""
-    of_hub = {key: value for key, value in kwargs.items() if key in ("cache_dir", "local_files_only", "revision", "token")}
-    try:
-        hf_hub_download(name, file, **of_hub)
-    except LocalEntryNotFoundError:
-        if not (huggingface_hub.constants.HF_HUB_OFFLINE or kwargs.get("local_files_only")):
-            raise
-        return False
-    except EntryNotFoundError:
-        return False
-    return True
 
 
 def _check_draws(times: Tensor, noise: Tensor, x: Tensor) -> None:

@@ -29,10 +29,10 @@ from vdm_diffusers.conditioning import num_classes
 from vdm_diffusers.data import load_digits
 from vdm_diffusers.error_profiles import ErrorProfile
 from vdm_diffusers.evaluate import main as evaluate
+from vdm_diffusers.saved_schedules import has_schedule
 from vdm_diffusers.training import Trainer
 from vdm_diffusers.training.config import TrainingConfig
 from vdm_diffusers.training.hub import Uploads, _classes, save_model_card
-from vdm_diffusers.vdm import has_schedule
 
 
 def run(function: Callable, *arguments: object, log: Path, **kwargs) -> None:

@@ -10,15 +10,16 @@ from ..class_names import check_same_classes
 from ..conditioning import LABELS, num_classes, trial_condition
 from ..data.images import ImageData
 from ..denoisers import check_denoiser, denoiser_of, sample_shape
-from ..guards.foreign_models import check_pipeline, check_sizes
+from ..guards.foreign_models import check_pipeline
 from ..guards.loading import refused_as
 from ..guards.messages import Argument, Message, refuse_if
 from ..noise_schedules import NOISE_SCHEDULES, LearnedChainSchedule, LearnedMonotoneSchedule, NoiseSchedule
 from ..pictures import in_words
+from ..saved_schedules import saved_schedule
 from ..scheduling_vdm import VDMScheduler
 from ..text_encoders import HIDDEN_STATES, PromptEncoder
 from ..unet_vdm import VDMUNet2DModel
-from ..vdm import SCHEDULE, VDM, has_schedule, schedule_of
+from ..vdm import VDM, schedule_of
 from .augmentations import check_augmentation
 from .config import TrainingConfig
 from .lora import add_adapters
@@ -102,7 +103,7 @@ def load_vdm(config: TrainingConfig) -> VDM:
         pipeline = DiffusionPipeline.from_pretrained(name, cache_dir=cache_dir)
         unet = denoiser_of(pipeline)
         check_denoiser(unet, sample_shape(unet))
-        start = saved_schedule(name, cache_dir) or schedule_of(VDMScheduler.from_config(pipeline.scheduler.config))
+        start = saved_schedule(name, cache_dir=cache_dir) or schedule_of(VDMScheduler.from_config(pipeline.scheduler.config))
         schedule = None if start is None and config.noise_schedule is None else build_schedule(config, start)
         vdm = VDM.from_pipeline(pipeline, schedule, config.num_timesteps, config.weighting)
     refuse_if(
@@ -112,15 +113,6 @@ def load_vdm(config: TrainingConfig) -> VDM:
         *(name, vdm.prediction_type),
     )
     return vdm
-
-
-def saved_schedule(name: str, cache_dir: str | None) -> NoiseSchedule | None:
-    """The noise schedule beside a pipeline, if there is one."""
-    if not has_schedule(name, cache_dir=cache_dir):
-        return None
-    source = {"pretrained_model_name_or_path": name, "subfolder": SCHEDULE, "cache_dir": cache_dir}
-    check_sizes(NoiseSchedule.load_config(**source))
-    return NoiseSchedule.from_pretrained(**source)
 
 
 def new_vdm(
