@@ -212,3 +212,17 @@ def test_images_of_a_latent_model_are_encoded():
     picture = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8))
     images = pipe("a cat", image=picture, strength=0.5, num_inference_steps=4, mask_image=picture.convert("L")).images
     assert images[0].size == (16, 16)
+    with pytest.raises(ValueError, match=r"`image` has the shape \(3, 32, 32\) and latents of \(4, 16, 16\), .* resize it"):
+        pipe("a cat", image=picture.resize((32, 32)))
+
+
+def test_a_callback_that_begins_guidance_compares_with_the_empty_text():
+    pipe = pipeline()
+
+    def begin(pipe: VDMPipeline, step: int, t: torch.Tensor, tensors: dict) -> dict:
+        pipe._guidance_scale = 3.0
+        return {}
+
+    begun = draw(pipe, "a cat", callback_on_step_end=begin)
+    assert torch.equal(begun, draw(pipe, "a cat", negative_prompt="", callback_on_step_end=begin))
+    assert not torch.equal(begun, draw(pipe, "a cat", negative_prompt="dog", callback_on_step_end=begin))

@@ -268,7 +268,8 @@ class VDMPipeline(PlainConfigMixin, DiffusionPipeline):
             *(prompt_embeds, negative_prompt_embeds, prompt_attention_mask, negative_prompt_attention_mask),
         )
         number = batch_size or next((len(given) for given in (latents, x) if given is not None), None)
-        condition, null_text = self._conditions(condition, class_labels, prompts, number, guided=guidance_scale != 1)
+        guided = guidance_scale != 1 or callback_on_step_end is not None  # which may change the scale
+        condition, null_text = self._conditions(condition, class_labels, prompts, number, guided)
         if guidance_scale != 1 and not condition:
             raise ValueError(
                 f"`guidance_scale` is {guidance_scale}, which needs `class_labels`, a `prompt` or another `condition`."
@@ -451,7 +452,13 @@ class VDMPipeline(PlainConfigMixin, DiffusionPipeline):
         if self.vae is None:
             return VDM.from_pipeline(self).scale(self._levels(images))
         levels = levels_of(images, len(self._sample_shape()) - 1, self.config.num_levels).to(self._execution_device)
-        return encode(self.vae, scale_to_unit(levels, self.config.num_levels), generator)
+        latents = encode(self.vae, scale_to_unit(levels, self.config.num_levels), generator)
+        if tuple(latents.shape[1:]) != self._sample_shape():
+            raise ValueError(
+                f"`image` has the shape {tuple(levels.shape[1:])} and latents of {tuple(latents.shape[1:])}, but this model's"
+                f" are {self._sample_shape()}: resize it."
+            )
+        return latents
 
     def _check_pictures(self, output_type: str) -> None:
         if output_type == "pil" and not self.has_pictures:
