@@ -65,7 +65,7 @@ def test_each_image_gets_one_of_its_captions_and_some_get_none():
 
 def test_a_run_on_captions_samples_prompts_and_says_what_captions_are_worth(train, options, tmp_path, capsys):
     folder = tmp_path / "model"
-    train(output_dir=folder, **options)
+    train(output_dir=folder, **options | {"guidance_scale": 2.0})
     pipe = VDMPipeline.from_pretrained(folder)
     assert pipe("a handwritten three", num_inference_steps=2).images[0].size == (8, 8)
     metrics = json.loads((folder / "metrics.json").read_text())

@@ -144,6 +144,9 @@ class TrainingConfig(DataOptions):
     validation_prompts: list[str] | None = option(
         None, "Captions of a sample grid, taken in turns. Default: those of the first held-out images."
     )
+    guidance_scale: Annotated[float, Within(-1e6, 1e6)] = option(
+        1.0, "Of the samples of a grid that have a class or a caption; 1 is none."
+    )
     num_inference_steps: Draws = option(250, "Sampling steps of a grid.")
     report_to: str = option("tensorboard", "Tracker, by its name in Accelerate, 'all' or 'none'.")
     dry_run: bool = option(False, "Check everything, print the plan and what it needs, and exit without writing anything.")

@@ -50,7 +50,7 @@ The bound is an estimate by the moving average of the weights, ± its standard e
 
 {samples}
 
-{num_samples} samples in {num_inference_steps} steps, from the seed {seed}.
+{num_samples} samples in {num_inference_steps} steps{guidance}, from the seed {seed}.
 
 ## Use
 
@@ -113,6 +113,7 @@ def save_model_card(folder: Path, config: TrainingConfig, data: ImageData, vdm: 
         repository=_literal(name),
         **_loading(vdm, _literal(name)),
         asked=_asked(vdm, config),
+        guidance="" if config.guidance_scale == 1 else f" with guidance {config.guidance_scale:g}",
         output_type="" if vdm.to_pipeline().has_pictures else ', output_type="np"',
         classes=_classes(vdm),
         schedule=type(vdm.noise_schedule).__name__,

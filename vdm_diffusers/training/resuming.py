@@ -20,7 +20,7 @@ FREE_OPTIONS = {
     "allow_config_change", "dry_run", "checkpointing_steps", "checkpoints_total_limit", "logging_steps", "validation_steps",
     "validation_repeats", "max_validation_images", "final_validation_repeats", "num_samples", "num_inference_steps",
     "report_to", "push_to_hub", "hub_model_id", "hub_private_repo", "hub_strategy", "hub_license",
-    "skip_unreadable_images", "cache_text_embeddings", "validation_prompts",
+    "skip_unreadable_images", "cache_text_embeddings", "validation_prompts", "guidance_scale",
 }  # fmt: skip
 """Options that don't affect the weights: a run that goes on may change them."""
 

@@ -55,6 +55,7 @@ def draw_samples(accelerator: Accelerator, vdm: VDM, config: TrainingConfig) -> 
             len(mine),
             condition=None if labels is None else {LABELS: torch.tensor([labels[i] for i in mine])},
             prompt=None if prompts is None else [prompts[i] for i in mine],
+            guidance_scale=config.guidance_scale if labels or prompts else 1.0,
             num_inference_steps=config.num_inference_steps,
             generator=[torch.Generator().manual_seed(config.seed + i) for i in mine],
             output_type="np",
