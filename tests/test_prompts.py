@@ -1,5 +1,9 @@
 """Prompts: what a denoiser is told of them, against transformers and diffusers; guidance, img2img and inpainting."""
 
+import subprocess
+import sys
+import textwrap
+
 import numpy as np
 import PIL.Image
 import pytest
@@ -226,3 +230,17 @@ def test_a_callback_that_begins_guidance_compares_with_the_empty_text():
     begun = draw(pipe, "a cat", callback_on_step_end=begin)
     assert torch.equal(begun, draw(pipe, "a cat", negative_prompt="", callback_on_step_end=begin))
     assert not torch.equal(begun, draw(pipe, "a cat", negative_prompt="dog", callback_on_step_end=begin))
+
+
+def test_without_text_no_encoder_of_transformers_is_imported():
+    code = """
+        import sys
+        from vdm_diffusers import VDM, LinearSchedule, VDMUNet2DModel
+        unet = VDMUNet2DModel(8, 1, block_channels=8, layers_per_side=1, norm_num_groups=4)
+        VDM(unet, LinearSchedule()).to_pipeline()(1, num_inference_steps=2)
+        print(*sys.modules, sep="\\n")
+    """
+    modules = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True).stdout
+    assert "vdm_diffusers.text_encoders" in modules
+    for kind in ("bert", "clip", "t5"):
+        assert f"transformers.models.{kind}." not in modules
