@@ -22,6 +22,9 @@ empty, or `None`, for none. All other code hands it on unread."""
 LABELS = "class_labels"
 """The keyword of labels of classes, as in diffusers; the label after the last class means none."""
 
+HIDDEN_STATES, MASK = "encoder_hidden_states", "encoder_attention_mask"
+"""The keywords of a text: the vectors of its tokens, and which of them count."""
+
 SIZES = ("time_ids", "resolution", "aspect_ratio")
 """What SDXL and PixArt are told of the size of an image, as numbers."""
 
@@ -66,7 +69,7 @@ def trial_condition(denoiser: nn.Module, device: str | torch.device = "cpu") -> 
     if num_classes(denoiser) is not None:
         condition[LABELS] = torch.zeros(1, dtype=torch.long, device=device)
     if (width := text_width(denoiser)) is not None:
-        condition["encoder_hidden_states"] = torch.zeros(1, 1, width, device=device)
+        condition[HIDDEN_STATES] = torch.zeros(1, 1, width, device=device)
     if widths := _added_widths(denoiser):
         condition["added_cond_kwargs"] = {name: torch.zeros(1, width, device=device) for name, width in widths.items()}
     return condition

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from .conditioning import Condition, null_condition, text_width
-from .text_encoders import HIDDEN_STATES, MASK, PromptEncoder
+from .conditioning import HIDDEN_STATES, MASK, Condition, null_condition, text_width
+from .text_encoders import PromptEncoder
 
 
 @dataclass(frozen=True)

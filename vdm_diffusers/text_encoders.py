@@ -11,7 +11,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
-from .conditioning import Condition, takes, text_width
+from .conditioning import HIDDEN_STATES, MASK, Condition, takes, text_width
 from .denoisers import denoiser_of
 from .guards.foreign_models import INDEX, weights_limited
 from .guards.loading import reason_of
@@ -22,9 +22,6 @@ from .precision import compute_dtype
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-
-HIDDEN_STATES, MASK = "encoder_hidden_states", "encoder_attention_mask"
-"""The keywords of a text, as denoisers of diffusers have them."""
 
 MAX_SEQUENCE_LENGTH = 77
 """Tokens of a prompt unless told otherwise: those of CLIP."""

@@ -7,7 +7,7 @@ from diffusers import DiffusionPipeline, ModelMixin
 
 from ..autoencoders import have_same_latents
 from ..class_names import check_same_classes
-from ..conditioning import LABELS, num_classes, trial_condition
+from ..conditioning import HIDDEN_STATES, LABELS, num_classes, trial_condition
 from ..data.images import ImageData
 from ..denoisers import check_denoiser, denoiser_of, sample_shape
 from ..guards.foreign_models import check_pipeline
@@ -17,7 +17,7 @@ from ..noise_schedules import NOISE_SCHEDULES, LearnedChainSchedule, LearnedMono
 from ..pictures import in_words
 from ..saved_schedules import saved_schedule
 from ..scheduling_vdm import VDMScheduler
-from ..text_encoders import HIDDEN_STATES, PromptEncoder
+from ..text_encoders import PromptEncoder
 from ..unet_vdm import VDMUNet2DModel
 from ..vdm import VDM, schedule_of
 from .augmentations import check_augmentation
