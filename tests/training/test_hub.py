@@ -271,7 +271,7 @@ def test_what_a_card_shows_runs(tmp_path, monkeypatch, model, call):
     save_model_card(folder, config, data, vdm, metrics | dict.fromkeys(("prior", "reconstruction", "diffusion"), 1.0))
     card = ModelCard.load(folder / "README.md")
     fence, escaped = "`" * 3, chr(92).join(("a", "|b ", "<i", ">"))  # a backslash before each mark
-    assert card.data.library_name == "diffusers"
+    assert card.data.to_dict()["library_name"] == "diffusers"
     assert card.text.count(fence) % 2 == 0
     assert escaped in card.text and "trained with vdm_diffusers, after 1 of its steps. By A, CC0.\n" in card.text
     blocks = re.findall("^```python\n(.*?)^```$", card.text, re.DOTALL | re.MULTILINE)

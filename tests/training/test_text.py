@@ -174,6 +174,8 @@ def test_a_model_of_text_is_trained_on_with_captions_alone(train, options, tmp_p
     more |= {"pretrained_model_name_or_path": tmp_path / "first"}
     train(output_dir=tmp_path / "second", **more)
     assert VDMPipeline.from_pretrained(tmp_path / "second").prompt_encoder is not None
+    with pytest.raises(SystemExit, match="has its own text encoder: leave out `--max_sequence_length`"):
+        train(output_dir=tmp_path / "third", max_sequence_length=4, **more)
     del more["caption_column"]
     with pytest.raises(SystemExit, match="is conditioned on text: name captions by `--caption_column`"):
         train(output_dir=tmp_path / "third", **more)

@@ -200,10 +200,12 @@ class TrainingConfig(DataOptions):
             self.caption_column is not None and named == (None, None),
             "{caption_column} needs {text_encoder_name_or_path}: what encodes captions.",
         )
-        refuse_if(
-            None not in named,
-            "{pretrained_model_name_or_path} has its own text encoder: leave out {text_encoder_name_or_path}.",
-        )
+        for name in ("text_encoder_name_or_path", "max_sequence_length"):
+            refuse_if(
+                None not in (getattr(self, name), self.pretrained_model_name_or_path),
+                "{pretrained_model_name_or_path} has its own text encoder: leave out {}.",
+                Argument(name),
+            )
         refuse_if(
             self.cache_text_embeddings is not None and self.streaming,
             "{cache_text_embeddings} encodes every caption once: leave out {streaming}, or it.",
