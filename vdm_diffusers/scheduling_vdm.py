@@ -233,6 +233,12 @@ class VDMScheduler(SchedulerMixin, PlainConfigMixin):
         self.register_to_config(error_profile=None if error_profile is None else error_profile.to_config())
 
     @property
+    def error_profile(self) -> ErrorProfile | None:
+        """By which steps have their optimal variances, `None` for q's; `ValueError` if it is one that was left behind."""
+        self._check_profile()
+        return self._error_profile
+
+    @property
     def _lacks_profile(self) -> bool:
         return self.config.error_profile is not None and self._error_profile is None
 

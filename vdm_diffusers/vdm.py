@@ -401,6 +401,22 @@ class VDM(nn.Module):
         timestep = self.timestep_map(gamma_t)
         return predict(self.unet, z_t, timestep, condition)[:, : z_t.shape[1]]
 
+    def in_steps(self, gammas: Sequence[float], error_profile: ErrorProfile | None = None) -> "VDM":
+        """The model in discrete time, on the chain gamma_0, ..., gamma_T, with optimal variances by a profile; it shares the
+        denoiser and all else."""
+        return VDM(
+            self.unet,
+            TableSchedule(list(gammas)).to(self.noise_schedule.device),
+            self.prediction_type,
+            self.num_levels,
+            num_timesteps=len(gammas) - 1,
+            timestep_map=self.timestep_map,
+            vae=self.vae,
+            class_names=self.class_names,
+            error_profile=error_profile,
+            prompt_encoder=self.prompt_encoder,
+        )
+
     def to_scheduler(self) -> VDMScheduler:
         """A scheduler with the present state of the noise schedule, which clips as that of the model's origin does, if any."""
         scheduler = None if self.origin is None else VDMScheduler.from_config(self.origin.scheduler.config)

@@ -11,7 +11,6 @@ from torch.utils.data import Dataset
 from ..error_profiles import ErrorProfile
 from ..likelihood.bound import variational_bound
 from ..likelihood.estimates import Estimate
-from ..noise_schedules import TableSchedule
 from ..vdm import VDM
 from .chains import Variance, best_chain, grid_costs, refined, step_cost
 
@@ -57,26 +56,16 @@ def candidates(vdm: VDM, profile: ErrorProfile, num_steps: Sequence[int]) -> lis
     return found
 
 
-def in_steps(vdm: VDM, steps: Steps, profile: ErrorProfile) -> VDM:
-    """The model with the bound of these steps; it shares the denoiser."""
-    return VDM(
-        vdm.unet,
-        TableSchedule(steps.gammas.tolist()).to(vdm.noise_schedule.device),
-        vdm.prediction_type,
-        vdm.num_levels,
-        num_timesteps=len(steps.gammas) - 1,
-        timestep_map=vdm.timestep_map,
-        vae=vdm.vae,
-        class_names=vdm.class_names,
-        error_profile=profile if steps.variance == "optimal" else None,
-    )
-
-
 def bounds(
     vdm: VDM, profile: ErrorProfile, num_steps: Sequence[int], dataset: Dataset, **settings: Any
 ) -> list[tuple[Steps, Estimate]]:
     """The bounds of all candidates on a data set; `settings` are those of [`variational_bound`]."""
     return [
-        (steps, variational_bound(in_steps(vdm, steps, profile), dataset, description=steps.name, **settings))
+        (steps, variational_bound(_in_steps(vdm, steps, profile), dataset, description=steps.name, **settings))
         for steps in candidates(vdm, profile, num_steps)
     ]
+
+
+def _in_steps(vdm: VDM, steps: Steps, profile: ErrorProfile) -> VDM:
+    """The model with the bound of these steps."""
+    return vdm.in_steps(steps.gammas.tolist(), profile if steps.variance == "optimal" else None)

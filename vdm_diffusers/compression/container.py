@@ -1,0 +1,212 @@
+"""The file: a header, blocks of images that can be read each by itself, and an end that says how many images there are.
+
+`docs/compression.md` has the format byte by byte. Everything is checked against its digest before it is made use of, and no
+more is read into memory at once than the file has.
+"""
+
+import hashlib
+import json
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Annotated, Any, BinaryIO, NamedTuple
+
+import numpy as np
+
+from ..guards.arguments import Within, check_fields
+from ..guards.messages import Message
+
+
+MAGIC = b"\x89VDM\r\n\x1a\n"
+VERSION = 1
+MAX_HEADER_BYTES, MAX_FACTS_BYTES = 1 << 20, 1 << 26
+MAX_IMAGES = 1 << 16
+"""In a block."""
+MAX_DIMS = 1 << 28
+"""Numbers of a block's images together."""
+READ_AT_ONCE = 1 << 20
+DIGEST_BYTES = 8
+HEADER, BLOCK, END = struct.Struct("<BI"), struct.Struct("<IIII"), struct.Struct("<Q")
+BLOCK_TAG, END_TAG = b"B", b"E"
+
+
+class DamagedFile(ValueError):
+    """A file that is not one of compressed images, or not all of one; what was read before it was noticed is right."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """
+    What all images of a file have in common.
+
+    Attributes:
+        shape (`list[int]`): `(C, *size)`.
+        num_levels (`int`): Images are integers in `[0, num_levels)`.
+        gammas (`list[float]`): The chain, gamma_0 to gamma_T.
+        bin_precision (`int`): See [`CodedLatents`].
+        weights (`str`): [`digest_of_weights`].
+        variances (`str`, *optional*): [`digest_of_variances`].
+        arithmetic (`dict[str, str]`): [`arithmetic_of`].
+    """
+
+    shape: list[Annotated[int, Within(1, MAX_DIMS)]]
+    num_levels: Annotated[int, Within(2, 2**24)]
+    gammas: list[Annotated[float, Within(-100, 100)]]
+    bin_precision: Annotated[int, Within(0, 16)]
+    weights: str
+    variances: str | None
+    arithmetic: dict
+
+    def __post_init__(self):
+        check_fields(self)
+        if not 2 <= len(self.shape) <= 4 or self.num_dims > MAX_DIMS:
+            raise ValueError(f"`shape` is {self.shape}, but must be (C, *size) with at most {MAX_DIMS:,} numbers.")
+        if len(self.gammas) < 2 or not all(low < high for low, high in zip(self.gammas, self.gammas[1:])):
+            raise ValueError("`gammas` must be at least two, and increase.")
+
+    @property
+    def num_dims(self) -> int:
+        """Numbers of an image."""
+        return int(np.prod([int(length) for length in self.shape], dtype=object))
+
+    @property
+    def max_images(self) -> int:
+        """How many a block may have."""
+        return max(1, min(MAX_IMAGES, MAX_DIMS // self.num_dims))
+
+
+class Block(NamedTuple):
+    """
+    Some images, coded together.
+
+    Attributes:
+        num_plain (`int`): The last of them, which are coded without the model.
+        checksums (`Sequence[int]`): [`checksum`] of each image.
+        facts (`dict`): `names` and `labels`, lists with an element an image, if there are any.
+        words (`np.ndarray`): The bits, uint32.
+    """
+
+    num_plain: int
+    checksums: Sequence[int]
+    facts: dict[str, list]
+    words: np.ndarray
+
+
+def checksum(levels: np.ndarray) -> int:
+    """CRC-32 of an image's levels as little-endian 32-bit integers."""
+    return zlib.crc32(levels.astype("<i4").tobytes())
+
+
+def write_header(file: BinaryIO, header: Header) -> None:
+    """Write what a file begins with."""
+    content = zlib.compress(json.dumps(asdict(header), separators=(",", ":")).encode(), 9)
+    start = MAGIC + HEADER.pack(VERSION, len(content)) + content
+    file.write(start + _digest(start))
+
+
+def write_block(file: BinaryIO, block: Block) -> None:
+    """Append a block."""
+    facts = zlib.compress(json.dumps(block.facts, separators=(",", ":")).encode(), 9) if block.facts else b""
+    numbers = BLOCK.pack(len(block.checksums), block.num_plain, len(facts), len(block.words))
+    content = BLOCK_TAG + numbers + facts + np.array(block.checksums, "<u4").tobytes() + block.words.astype("<u4").tobytes()
+    file.write(content + _digest(content))
+
+
+def write_end(file: BinaryIO, num_images: int) -> None:
+    """Append what a file ends with."""
+    content = END_TAG + END.pack(num_images)
+    file.write(content + _digest(content))
+
+
+def read_header(file: BinaryIO) -> Header:
+    """What a file begins with; [`DamagedFile`] if that is not a header."""
+    magic = _read(file, len(MAGIC))
+    if magic != MAGIC:
+        raise DamagedFile(Message("This is no file of compressed images: it begins with {!r}.", magic[:8]))
+    numbers = _read_all(file, HEADER.size, "the header")
+    version, size = HEADER.unpack(numbers)
+    if version != VERSION:
+        raise DamagedFile(f"The file is of version {version} of the format, but this library reads version {VERSION}.")
+    if size > MAX_HEADER_BYTES:
+        raise DamagedFile(f"The header claims {size:,} bytes, but has at most {MAX_HEADER_BYTES:,}.")
+    content = _read_all(file, size, "the header")
+    _check_digest(file, magic + numbers + content, "The header")
+    try:
+        known = _json(content, MAX_HEADER_BYTES)
+        return Header(**{field.name: known.pop(field.name) for field in fields(Header)})
+    except (KeyError, TypeError, ValueError) as error:
+        raise DamagedFile(Message("The header says what no header does: {}", error)) from error
+
+
+def read_blocks(file: BinaryIO, header: Header) -> Iterator[Block]:
+    """The blocks that follow; [`DamagedFile`] where one is damaged or the file ends before its end."""
+    num_blocks = num_images = 0
+    while (tag := _read_all(file, 1, _after(num_images))) == BLOCK_TAG:
+        num_blocks += 1
+        block = _read_block(file, header, f"Block {num_blocks}", _after(num_images))
+        num_images += len(block.checksums)
+        yield block
+    content = _read_all(file, END.size, _after(num_images))
+    if tag != END_TAG:
+        raise DamagedFile(f"There is neither a block nor the end of the file, {_after(num_images)}.")
+    _check_digest(file, tag + content, "The end of the file")
+    (counted,) = END.unpack(content)
+    if counted != num_images:
+        raise DamagedFile(f"The file has {num_images:,} images, but its end counts {counted:,}: blocks are missing.")
+
+
+def _after(num_images: int) -> str:
+    return f"what follows its first {num_images:,} images" if num_images else "its first images"
+
+
+def _read_block(file: BinaryIO, header: Header, name: str, where: str) -> Block:
+    numbers = _read_all(file, BLOCK.size, where)
+    count, num_plain, num_facts_bytes, num_words = BLOCK.unpack(numbers)
+    if not (0 < count <= header.max_images and num_plain <= count and num_facts_bytes <= MAX_FACTS_BYTES):
+        raise DamagedFile(f"{name} claims what no block has: {count:,} images, {num_plain:,} of them plain.")
+    facts = _read_all(file, num_facts_bytes, where)
+    checksums = _read_all(file, 4 * count, where)
+    words = _read_all(file, 4 * num_words, where)
+    _check_digest(file, BLOCK_TAG + numbers + facts + checksums + words, name)
+    known = _json(facts, MAX_FACTS_BYTES) if facts else {}
+    if not all(isinstance(values, list) and len(values) == count for values in known.values()):
+        raise DamagedFile(f"{name} has names or labels for another number of images than it has.")
+    return Block(num_plain, np.frombuffer(checksums, "<u4").tolist(), known, np.frombuffer(words, "<u4").astype(np.uint32))
+
+
+def _json(content: bytes, max_bytes: int) -> dict[str, Any]:
+    unpacked = zlib.decompressobj()
+    try:
+        text = unpacked.decompress(content, max_bytes)
+        known = json.loads(text)
+    except (zlib.error, ValueError, RecursionError) as error:
+        raise DamagedFile("A part that should be JSON is none.") from error
+    if unpacked.unconsumed_tail or not isinstance(known, dict):
+        raise DamagedFile("A part that should be JSON is too large, or no object.")
+    return known
+
+
+def _read(file: BinaryIO, size: int) -> bytes:
+    """So many bytes, or as many as there are, in pieces: what a damaged file claims takes no memory."""
+    pieces = []
+    while size and (piece := file.read(min(size, READ_AT_ONCE))):
+        pieces.append(piece)
+        size -= len(piece)
+    return b"".join(pieces)
+
+
+def _read_all(file: BinaryIO, size: int, where: str) -> bytes:
+    content = _read(file, size)
+    if len(content) < size:
+        raise DamagedFile(f"The file ends too early, in {where}: it was cut off.")
+    return content
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=DIGEST_BYTES).digest()
+
+
+def _check_digest(file: BinaryIO, content: bytes, name: str) -> None:
+    if _read(file, DIGEST_BYTES) != _digest(content):
+        raise DamagedFile(f"{name} is damaged: its bytes are not those of its digest.")

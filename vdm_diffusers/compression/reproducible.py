@@ -1,0 +1,70 @@
+"""The same numbers on every run, whatever the threads, the batches and the autotuning that a program has set."""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from typing import TypeVar
+
+import torch
+
+from ..vdm import VDM, evaluating
+
+
+Result = TypeVar("Result")
+
+
+class ReproducibleWorkers:
+    """
+    Computes with a model as every reader and writer of a file does, in as many threads as torch has.
+
+    An operation has one thread, because sums over several depend on their number; kernels are deterministic and not chosen by
+    timing; there is neither dropout, nor autocast, nor TF32. It is a context, at whose end all is again as it was.
+    """
+
+    def __init__(self, vdm: VDM):
+        self.vdm = vdm
+
+    def __enter__(self) -> "ReproducibleWorkers":
+        self.num_threads = torch.get_num_threads()
+        self._results: deque = deque()
+        with ExitStack() as contexts:
+            contexts.enter_context(evaluating(self.vdm))
+            contexts.enter_context(_reproducible())
+            self._pool = contexts.enter_context(ThreadPoolExecutor(self.num_threads))
+            self._contexts = contexts.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+        self._contexts.close()
+
+    def run(self, function: Callable[[], Result]) -> Iterator[Result]:
+        """Take on a function, and give results that are due, in the order in which their functions were taken on."""
+        self._results.append(self._pool.submit(self._run, function))
+        while len(self._results) > self.num_threads:
+            yield self._results.popleft().result()
+
+    def rest(self) -> Iterator[Result]:
+        """All other results."""
+        while self._results:
+            yield self._results.popleft().result()
+
+    def _run(self, function: Callable[[], Result]) -> Result:
+        """What of this a thread has to be told itself."""
+        torch.set_num_threads(1)
+        with torch.inference_mode(), torch.autocast(self.vdm.noise_schedule.device.type, enabled=False):
+            return function()
+
+
+@contextmanager
+def _reproducible() -> Iterator[None]:
+    num_threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    torch.set_num_threads(1)
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+            yield
+    finally:
+        torch.set_num_threads(num_threads)
+        torch.set_float32_matmul_precision(precision)
