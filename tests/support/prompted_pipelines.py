@@ -29,8 +29,8 @@ def sdxl(scheduler, **kwargs) -> StableDiffusionXLPipeline:
 
 
 def pixart_alpha(scheduler, transformer: PixArtTransformer2DModel | None = None) -> PixArtAlphaPipeline:
-    return PixArtAlphaPipeline(tokenizer(), t5(), vae(), transformer or pixart(), scheduler)
+    return PixArtAlphaPipeline(tokenizer(ends=True), t5(), vae(), transformer or pixart(), scheduler)
 
 
 def pixart_sigma(scheduler) -> PixArtSigmaPipeline:
-    return PixArtSigmaPipeline(tokenizer(), t5(), vae(), pixart(), scheduler)
+    return PixArtSigmaPipeline(tokenizer(ends=True), t5(), vae(), pixart(), scheduler)

@@ -154,7 +154,7 @@ def test_two_processes_train_the_same_with_kept_embeddings(options, tmp_path):
         ({"text_encoder_name_or_path": None}, "`--caption_column` needs `--text_encoder_name_or_path`"),
         ({"caption_column": None}, "`--text_encoder_name_or_path` is for models of text: name their captions by"),
         ({"text_encoder_name_or_path": "./nowhere"}, "'./nowhere' could not be loaded: .* Name a text encoder of transformers"),
-        ({"max_sequence_length": 99}, "`--max_sequence_length` is 99, but BertModel takes from 1 to 6 tokens"),
+        ({"max_sequence_length": 99}, "`--max_sequence_length` is 99, but BertModel can take 1 to 6 tokens"),
     ],
 )
 def test_options_that_contradict_are_refused(train, options, tmp_path, given, message):

@@ -1,7 +1,6 @@
 """The text encoders of a pipeline as one function of prompts."""
 
 from inspect import signature
-from typing import Any
 
 from diffusers import DiffusionPipeline
 
@@ -12,14 +11,18 @@ from .pairs import PromptEncoderPair
 from .prompt_encoder import PromptEncoder
 
 
+ONE = ("tokenizer", "text_encoder")
+PAIR = (*ONE, "tokenizer_2", "text_encoder_2")
+"""What pipelines call them."""
+
+
 def prompt_encoder_of(pipeline: DiffusionPipeline) -> PromptEncoder | None:
     """That of a pipeline, if it has a tokenizer and a text encoder, or two of each, that make what its denoiser takes."""
-    names = ("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2")
-    parts = {name: part for name in names if (part := pipeline.components.get(name)) is not None}
-    if len(parts) not in (2, 4) or not {"tokenizer", "text_encoder"} <= parts.keys() or text_width(denoiser_of(pipeline)) is None:
+    parts = {name: part for name in PAIR if (part := pipeline.components.get(name)) is not None}
+    if tuple(parts) not in (ONE, PAIR) or text_width(denoiser_of(pipeline)) is None:
         return None
     options = {"max_sequence_length": _max_sequence_length(pipeline), "image_size": _image_size(pipeline)}
-    if len(parts) == 2:
+    if tuple(parts) == ONE:
         encoder = PromptEncoder(**parts, **options, lowercase=_reads_lower_case(pipeline))
     else:
         zeros = pipeline.config.get("force_zeros_for_empty_prompt", False)
@@ -38,7 +41,7 @@ def _reads_lower_case(pipeline: DiffusionPipeline) -> bool:
     return pipeline.config.get("lowercase", hasattr(pipeline, "_text_preprocessing"))
 
 
-def _image_size(pipeline: DiffusionPipeline) -> Any:
+def _image_size(pipeline: DiffusionPipeline) -> tuple[int, ...] | None:
     """Height and width of the images that a pipeline makes by default, if its denoiser is told them."""
     denoiser, vae = denoiser_of(pipeline), autoencoder_of(pipeline)
     shape = sample_shape(denoiser)

@@ -128,7 +128,8 @@ class PromptEncoder:
     def num_cut(self, prompts: Iterable[str]) -> int:
         """How many of the prompts have more tokens than `max_sequence_length`, and so lose some."""
         lengths = (
-            max(len(tokenizer(self._read(prompt), verbose=False).input_ids) for tokenizer, _ in self.parts) for prompt in prompts
+            max(len(tokenizer(self._read(prompt), verbose=False).input_ids) for tokenizer, _ in self.parts)
+            for prompt in prompts
         )
         return sum(length > self.max_sequence_length for length in lengths)
 
@@ -168,15 +169,13 @@ def outputs(text_encoder: "PreTrainedModel", input_ids: Tensor, **kwargs: Any) -
         return text_encoder(input_ids, **kwargs)
 
 
-def _checked_length(
-    max_sequence_length: int | None, parts: "Sequence[tuple[PreTrainedTokenizerBase, PreTrainedModel]]"
-) -> int:
+def _checked_length(max_sequence_length: int | None, parts: "Sequence[tuple[PreTrainedTokenizerBase, PreTrainedModel]]") -> int:
     """The tokens of a prompt; what a tokenizer was made for doesn't limit encoders of any length, such as T5."""
     nominal = min(tokenizer.model_max_length for tokenizer, _ in parts)
     positions = [configured(encoder, "max_position_embeddings") for _, encoder in parts]
     limits = [min(nominal, number) for number in positions if number]
     if max_sequence_length is not None and not 1 <= max_sequence_length <= min(limits, default=10**9):
-        text = "{max_sequence_length} is {}, but {} takes from 1 to {} tokens."
+        text = "{max_sequence_length} is {}, but {} can take 1 to {} tokens."
         names = " and ".join(type(encoder).__name__ for _, encoder in parts)
         raise ValueError(Message(text, max_sequence_length, names, min(limits, default=10**9)))
     return max_sequence_length or min(nominal, *limits, MAX_SEQUENCE_LENGTH)
