@@ -121,10 +121,17 @@ def test_the_size_of_an_original_may_be_told():
 
 
 def test_encoded_texts_are_taken_in_place_of_words():
-    pipe = VDMPipeline.from_pipe(sdxl(DDIMScheduler(), force_zeros_for_empty_prompt=False))
+    stock = sdxl(DDIMScheduler(clip_sample=False), force_zeros_for_empty_prompt=False)
+    pipe = VDMPipeline.from_pipe(stock)
     call = {"num_inference_steps": 2, "guidance_scale": 2.0, "latents": torch.randn(2, 4, 8, 8), "output_type": "latent"}
     told = pipe.prompt_encoder(PROMPTS, pipe.unet)
     assert torch.equal(pipe(condition=told, **call).images, pipe(PROMPTS, **call).images)
+    negative = torch.randn(2, 6, 8)
+    embeds = {f"{name}prompt_embeds": rows for name, rows in {"": told["encoder_hidden_states"], "negative_": negative}.items()}
+    drawn = pipe(**embeds, condition={"added_cond_kwargs": told["added_cond_kwargs"]}, **call).images
+    pooled = told["added_cond_kwargs"]["text_embeds"]
+    embeds |= {"pooled_prompt_embeds": pooled, "negative_pooled_prompt_embeds": torch.zeros_like(pooled)}
+    torch.testing.assert_close(drawn, stock(**embeds, **call, **SIZE).images, atol=1e-4, rtol=0)
     with pytest.raises(ValueError, match="UNet2DConditionModel needs `added_cond_kwargs`"):
         pipe(prompt_embeds=told["encoder_hidden_states"], **call)
 

@@ -450,8 +450,9 @@ class VDM(nn.Module):
         """The model that a pipeline samples, sharing its denoiser.
 
         Any pipeline that denoises images or their latents from noise alone, by a β-chain or as a VDM: [`VDMPipeline`],
-        [`DDPMPipeline`], [`LDMPipeline`], [`DiTPipeline`], [`StableDiffusionPipeline`], [`PixArtAlphaPipeline`], ...  What else
-        it has, such as a text encoder, is saved with the model.
+        [`DDPMPipeline`], [`LDMPipeline`], [`DiTPipeline`], [`StableDiffusionPipeline`], [`StableDiffusionXLPipeline`],
+        [`PixArtAlphaPipeline`], ...  Its text encoders are the `prompt_encoder`, see [`prompt_encoder_of`]; what else it has is
+        saved with the model.
 
         Its noise schedule is the scheduler's table or chain, fixed, unless another is given to train on with; a class is one
         that starts there, by [`~NoiseSchedule.from_schedule`].

@@ -66,7 +66,7 @@ def pretrained_vdm(config: TrainingConfig, data: ImageData, vae: ModelMixin | No
     told = trial_condition(vdm.unet, "meta").keys() - {LABELS}
     refuse_if(
         told and vdm.prompt_encoder is None,
-        "{} is told {}, but has no text encoders that make it of captions, the only thing beside labels that data sets have.",
+        "{} is told {}, but has no text encoders that make that of captions, and data sets have nothing else but labels.",
         *(model, ", ".join(f"`{keyword}`" for keyword in sorted(told))),
     )
     refuse_if(vdm.vae is not None and vae is None, "{} is a model of latents: name its {vae_model_name_or_path} too.", model)
