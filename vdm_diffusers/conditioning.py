@@ -31,7 +31,7 @@ ADDED, POOLED = "added_cond_kwargs", "text_embeds"
 """The keyword of what SDXL and PixArt are told besides, and the name in it of the vector of a whole text."""
 
 SIZES = ("time_ids", "resolution", "aspect_ratio")
-"""What they are told of the size of an image, as numbers."""
+"""What SDXL and PixArt are told of the size of an image, as numbers."""
 
 CAPTIONS = "captions"
 """What items of data call their captions, lists of text. They are no condition before something encodes them."""

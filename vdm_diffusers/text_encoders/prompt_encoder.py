@@ -173,12 +173,13 @@ def _checked_length(max_sequence_length: int | None, parts: "Sequence[tuple[PreT
     """The tokens of a prompt; what a tokenizer was made for doesn't limit encoders of any length, such as T5."""
     nominal = min(tokenizer.model_max_length for tokenizer, _ in parts)
     positions = [configured(encoder, "max_position_embeddings") for _, encoder in parts]
-    limits = [min(nominal, number) for number in positions if number]
-    if max_sequence_length is not None and not 1 <= max_sequence_length <= min(limits, default=10**9):
-        text = "{max_sequence_length} is {}, but {} can take 1 to {} tokens."
+    limit = min((min(nominal, number) for number in positions if number), default=10**9)
+    if max_sequence_length is not None and not 1 <= max_sequence_length <= limit:
         names = " and ".join(type(encoder).__name__ for _, encoder in parts)
-        raise ValueError(Message(text, max_sequence_length, names, min(limits, default=10**9)))
-    return max_sequence_length or min(nominal, *limits, MAX_SEQUENCE_LENGTH)
+        raise ValueError(
+            Message("{max_sequence_length} is {}, but {} can take 1 to {} tokens.", max_sequence_length, names, limit)
+        )
+    return max_sequence_length or min(nominal, limit, MAX_SEQUENCE_LENGTH)
 
 
 def _sum_of_weights(text_encoder: "PreTrainedModel") -> float:
