@@ -11,16 +11,13 @@ from diffusers import (
     DiTPipeline,
     DiTTransformer2DModel,
     LDMTextToImagePipeline,
-    PixArtAlphaPipeline,
-    StableDiffusionPipeline,
-    StableDiffusionXLPipeline,
 )
-from tiny_pipelines import TEXT_AND_SIZES, build, conditional_unet, pixart, prompt, transformer, vae
-from tiny_text import clip, t5, tokenizer
+from prompted_pipelines import SIZE, pixart_alpha, sd, sdxl
+from tiny_pipelines import build, conditional_unet, prompt, transformer, vae
+from tiny_text import t5, tokenizer
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 from torch.utils._pytree import tree_map
-from transformers import CLIPTextModelWithProjection
 
 from vdm_diffusers import VDM, LearnedMonotoneSchedule, LinearSchedule, VDMPipeline, VDMScheduler
 from vdm_diffusers.conditioning import Condition
@@ -31,7 +28,6 @@ from vdm_diffusers.training.lora import add_adapters, merge_adapters
 CHAIN = {"num_train_timesteps": 6, "beta_start": 0.01, "beta_end": 0.5}
 """So short that all of its indices can be summed over."""
 NAMES = {0: "tench, Tinca tinca", 1: "goldfish", 2: "crane", 3: "crane"}
-SIZE = {"height": 16, "width": 16}
 
 
 def ldm_text(scheduler) -> LDMTextToImagePipeline:
@@ -40,17 +36,6 @@ def ldm_text(scheduler) -> LDMTextToImagePipeline:
 
 def dit(scheduler) -> DiTPipeline:
     return DiTPipeline(transformer(DiTTransformer2DModel, num_embeds_ada_norm=4), vae(), scheduler, NAMES)
-
-
-def sd(scheduler) -> StableDiffusionPipeline:
-    components = vae(), clip(), tokenizer(), conditional_unet(), scheduler
-    return StableDiffusionPipeline(*components, None, None, requires_safety_checker=False)
-
-
-def sdxl(scheduler) -> StableDiffusionXLPipeline:
-    encoders = clip(size=4), clip(CLIPTextModelWithProjection, size=4)
-    unet = conditional_unet(**TEXT_AND_SIZES | {"projection_class_embeddings_input_dim": 52})
-    return StableDiffusionXLPipeline(vae(), *encoders, tokenizer(), tokenizer(), unet, scheduler, add_watermarker=False)
 
 
 def text(n: int) -> Condition:
@@ -69,7 +54,7 @@ MODELS: dict[str, tuple[Callable[..., DiffusionPipeline], Callable[[int], Condit
     "SD": (sd, text, {"prompt": ["a red cat", "a dog"]} | SIZE),
     "SDXL": (sdxl, text_and_sizes, {"prompt": ["a red cat", "a dog"]} | SIZE),
     "PixArt": (
-        lambda scheduler: PixArtAlphaPipeline(tokenizer(), t5(), vae(), pixart(), scheduler),
+        pixart_alpha,
         lambda n: text(n) | {"encoder_attention_mask": torch.tensor([[1, 1, 0]]).expand(n, -1)},
         {"prompt": ["a red cat", "a dog"], "use_resolution_binning": False, "clean_caption": False} | SIZE,
     ),

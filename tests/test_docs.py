@@ -7,11 +7,10 @@ from pkgutil import resolve_name
 
 import pytest
 import torch
-from diffusers import DDPMScheduler, StableDiffusionPipeline
+from diffusers import DDPMScheduler
 from paths import ROOT
+from prompted_pipelines import sd, sdxl
 from sklearn.datasets import load_digits
-from tiny_pipelines import conditional_unet, vae
-from tiny_text import clip, tokenizer
 
 from vdm_diffusers import VDM, LearnedMonotoneSchedule, VDMUNet2DModel
 from vdm_diffusers.training.config import DIGITS, TrainingConfig
@@ -31,13 +30,12 @@ EXTENDED = (
 
 @pytest.fixture
 def digits_model(tmp_path, monkeypatch):
-    """Folders with untrained models in the working directory: `vdm-digits`, and `my-model` of text and images."""
+    """Folders with untrained models in the working directory: `vdm-digits`, and `my-model` and `my-sdxl` of text and images."""
     monkeypatch.chdir(tmp_path)
     unet = VDMUNet2DModel(8, 1, block_channels=8, layers_per_side=1, norm_num_groups=4, fourier_powers=(2, 3))
     VDM(unet, LearnedMonotoneSchedule(-8.0, 5.0, num_features=8), num_levels=17).save_pretrained("vdm-digits")
-    denoiser = conditional_unet(), DDPMScheduler(beta_schedule="scaled_linear")
-    components = vae(), clip(), tokenizer(), *denoiser, None, None
-    StableDiffusionPipeline(*components, requires_safety_checker=False).save_pretrained("my-model")
+    for name, make in {"my-model": sd, "my-sdxl": sdxl}.items():
+        make(DDPMScheduler(beta_schedule="scaled_linear")).save_pretrained(name)
 
 
 @pytest.mark.parametrize(

@@ -180,7 +180,7 @@ def test_longer_texts_than_the_encoder_takes_are_counted():
     pipe = pipeline(max_sequence_length=3)
     with pytest.warns(UserWarning, match="1 of 2 prompts have more than 3 tokens and are cut"):
         draw(pipe, ["a red cat a", "a dog"])
-    with pytest.raises(ValueError, match="`max_sequence_length` is 7, but BertModel takes from 1 to 6 tokens"):
+    with pytest.raises(ValueError, match="`max_sequence_length` is 7, but BertModel can take 1 to 6 tokens"):
         PromptEncoder(encoder.tokenizer, encoder.text_encoder, 7)
 
 

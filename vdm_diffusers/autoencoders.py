@@ -63,6 +63,11 @@ def autoencoder_of(pipeline: DiffusionPipeline) -> ModelMixin | None:
     return next((pipeline.components[name] for name in AUTOENCODERS if pipeline.components.get(name) is not None), None)
 
 
+def pixels_a_latent(vae: ModelMixin) -> int:
+    """How many times higher and wider images are than their latents."""
+    return getattr(vae, "spatial_compression_ratio", None) or 2 ** (len(vae.config.block_out_channels) - 1)
+
+
 def scale_to_unit(images: Tensor, num_levels: int) -> Tensor:
     """Integer images in `[0, num_levels)` as what autoencoders take: float32, from -1 to 1."""
     return images.float() * (2 / (num_levels - 1)) - 1

@@ -13,6 +13,8 @@ from torch.utils.data import default_collate
 
 from .class_names import Labels, suggestion
 from .gaussian import expand
+from .guards.messages import Message
+from .precision import compute_dtype
 
 
 Condition = Mapping[str, "Tensor | Condition"]
@@ -24,6 +26,9 @@ LABELS = "class_labels"
 
 HIDDEN_STATES, MASK = "encoder_hidden_states", "encoder_attention_mask"
 """The keywords of a text: the vectors of its tokens, and which of them count."""
+
+ADDED, POOLED = "added_cond_kwargs", "text_embeds"
+"""The keyword of what SDXL and PixArt are told besides, and the name in it of the vector of a whole text."""
 
 SIZES = ("time_ids", "resolution", "aspect_ratio")
 """What SDXL and PixArt are told of the size of an image, as numbers."""
@@ -71,7 +76,7 @@ def trial_condition(denoiser: nn.Module, device: str | torch.device = "cpu") -> 
     if (width := text_width(denoiser)) is not None:
         condition[HIDDEN_STATES] = torch.zeros(1, 1, width, device=device)
     if widths := _added_widths(denoiser):
-        condition["added_cond_kwargs"] = {name: torch.zeros(1, width, device=device) for name, width in widths.items()}
+        condition[ADDED] = {name: torch.zeros(1, width, device=device) for name, width in widths.items()}
     return condition
 
 
@@ -83,12 +88,57 @@ def text_width(denoiser: nn.Module) -> int | None:
     return width[0] if isinstance(width, (list, tuple)) else width
 
 
+def pooled_width(denoiser: nn.Module) -> int | None:
+    """The length of the vector of a whole text that a denoiser takes; `None` if it takes none."""
+    return _added_widths(denoiser).get(POOLED)
+
+
+def takes_size(denoiser: nn.Module) -> bool:
+    """Whether a denoiser is told the size of images."""
+    return not _added_widths(denoiser).keys().isdisjoint(SIZES)
+
+
+def condition_of_texts(texts: Mapping[str, Tensor], image_size: tuple[int, int] | None, denoiser: nn.Module) -> Condition:
+    """
+    What a denoiser is told of texts and of the size of their images, of all that it takes; vectors in the dtype it computes in.
+
+    Args:
+        texts (`dict[str, Tensor]`): `HIDDEN_STATES` `(B, L, width)`, and if there are any, `MASK` `(B, L)` and `POOLED`
+            `(B, pooled_width)`.
+        image_size (`tuple[int, int]`, *optional*): Height and width in pixels; the image is all of the original.
+        denoiser (`nn.Module`): Whose condition it is.
+
+    Raises `ValueError` for a denoiser that is told the size where there is none.
+    """
+    dtype, added = compute_dtype(denoiser), {}
+    condition: dict[str, Tensor | Condition] = {HIDDEN_STATES: texts[HIDDEN_STATES].to(dtype)}
+    if MASK in texts and takes(denoiser, MASK):
+        condition[MASK] = texts[MASK]
+    if POOLED in texts:
+        added[POOLED] = texts[POOLED].to(dtype)
+    if takes_size(denoiser):
+        number, device = len(texts[HIDDEN_STATES]), texts[HIDDEN_STATES].device
+        added |= {name: torch.tensor([row] * number, device=device) for name, row in _sizes(image_size, denoiser).items()}
+    return condition | ({ADDED: added} if added else {})
+
+
+def _sizes(image_size: tuple[int, int] | None, denoiser: nn.Module) -> dict[str, list[float]]:
+    """What a denoiser is told of an image's size, by its names for it."""
+    if image_size is None:
+        text = "{} is told the size of images, in pixels: give it to the text encoder as {image_size}."
+        raise ValueError(Message(text, type(denoiser).__name__))
+    height, width = map(float, image_size)
+    original, top_left, target = [height, width], [0.0, 0.0], [height, width]
+    sizes = {"time_ids": original + top_left + target, "resolution": target, "aspect_ratio": [height / width]}
+    return {name: sizes[name] for name in _added_widths(denoiser) if name in SIZES}
+
+
 def _added_widths(denoiser: nn.Module) -> dict[str, int]:
     """The lengths of the vectors that SDXL and PixArt are told besides, by their names."""
     config = getattr(denoiser, "config", {})
     if config.get("addition_embed_type") == "text_time":
         pooled = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
-        return {"text_embeds": pooled, "time_ids": 6}
+        return {POOLED: pooled, "time_ids": 6}
     return {"resolution": 2, "aspect_ratio": 1} if getattr(denoiser, "use_additional_conditions", False) else {}
 
 
@@ -101,10 +151,10 @@ def _tensors(condition: Condition) -> list[tuple[str, Tensor]]:
     ]
 
 
-def _mapped(function: Callable[..., Tensor], condition: Condition, *others: Condition) -> Condition:
-    """`function(name, tensor, ...)` in the place of every tensor, of conditions that are made alike."""
+def mapped(function: Callable[..., Tensor], condition: Condition, *others: Condition) -> Condition:
+    """`function(name, tensor, ...)` in the place of every tensor, those within mappings too, of conditions that are alike."""
     return {
-        name: _mapped(function, value, *(other[name] for other in others))
+        name: mapped(function, value, *(other[name] for other in others))
         if isinstance(value, Mapping)
         else function(name, value, *(other[name] for other in others))
         for name, value in condition.items()
@@ -187,7 +237,7 @@ def null_condition(condition: Condition, denoiser: nn.Module) -> Condition:
         stays = not tensor.is_floating_point() or name.endswith("mask") or name in SIZES
         return tensor if stays else torch.zeros_like(tensor)
 
-    return _mapped(null, condition)
+    return mapped(null, condition)
 
 
 def drop(condition: Condition, share: float, denoiser: nn.Module) -> Condition:
@@ -200,17 +250,40 @@ def drop(condition: Condition, share: float, denoiser: nn.Module) -> Condition:
     def mixed(name: str, tensor: Tensor, null: Tensor) -> Tensor:
         return torch.where(expand(dropped, tensor), null, tensor)
 
-    return _mapped(mixed, condition, null_condition(condition, denoiser))
+    return mapped(mixed, condition, null_condition(condition, denoiser))
 
 
 def concatenate(first: Condition, second: Condition) -> Condition:
     """One batch of two, whose conditions have the same keywords."""
-    return _mapped(lambda name, *tensors: torch.cat(tensors), first, second)
+    return mapped(lambda name, *tensors: torch.cat(tensors), first, second)
+
+
+def merged(first: Condition, second: Condition) -> Condition:
+    """What both say, within mappings too; where they contradict, what the second says."""
+
+    def both(name: str, value: Tensor | Condition) -> Tensor | Condition:
+        return merged(first.get(name, {}), value) if isinstance(value, Mapping) else value
+
+    return {**first, **{name: both(name, value) for name, value in second.items()}}
+
+
+def without_sizes(condition: Condition) -> Condition:
+    """The condition but for what it says of the size of images."""
+    return {
+        name: without_sizes(value) if isinstance(value, Mapping) else value
+        for name, value in condition.items()
+        if name not in SIZES
+    }
+
+
+def repeated(condition: Condition, number: int) -> Condition:
+    """Every row so many times, one after the other."""
+    return mapped(lambda name, rows: rows.repeat_interleave(number, dim=0), condition)
 
 
 def to_device(condition: Condition, device: str | torch.device) -> Condition:
     """The condition with all tensors on a device."""
-    return _mapped(lambda name, tensor: tensor.to(device), condition)
+    return mapped(lambda name, tensor: tensor.to(device), condition)
 
 
 def batch_sizes(condition: Condition) -> dict[str, int]:

@@ -203,7 +203,7 @@ def _rows(
     encoder = prompt_encoder_of(pipeline)
     kinds = options.captions if encoder is not None else ["own"]
     if encoder is not None:
-        encoder.text_encoder.to(shared["device"])
+        encoder.to(shared["device"])
     with can_be_evaluated(options.pretrained_model_name_or_path):
         found = measurements(estimator, pipeline, shared["device"], Namespace(**vars(options), error_profile=profile))
     rows = []

@@ -24,6 +24,7 @@ from .conditioning import (
     concatenate,
     find_label,
     labels_of,
+    merged,
     null_condition,
     num_classes,
     to_device,
@@ -80,6 +81,10 @@ class VDMPipeline(PlainConfigMixin, DiffusionPipeline):
         text_encoder, tokenizer (`PreTrainedModel`, `PreTrainedTokenizerBase`, *optional*):
             Of transformers, for a denoiser that is conditioned on text, see [`PromptEncoder`].
         max_sequence_length (`int`, *optional*): Tokens of a prompt, to which all are padded or cut.
+        lowercase (`bool`, *optional*, defaults to `False`): Whether prompts are read in lower case.
+        text_encoder_2, tokenizer_2 (`PreTrainedModel`, `PreTrainedTokenizerBase`, *optional*):
+            For a denoiser that is conditioned on two encodings of a text, see [`PromptEncoderPair`].
+        force_zeros_for_empty_prompt (`bool`, *optional*, defaults to `False`): Whether the empty prompt is zeros to it.
 
     Attributes:
         labels (`dict[str, int]`): The label of every name of a class. A name such as `"tench, Tinca tinca"` also counts by the
@@ -91,8 +96,8 @@ class VDMPipeline(PlainConfigMixin, DiffusionPipeline):
 
     __module__ = __package__  # the name of the library in a `model_index.json`
 
-    model_cpu_offload_seq = "text_encoder->unet->vae"
-    _optional_components = ["vae", "text_encoder", "tokenizer"]
+    model_cpu_offload_seq = "text_encoder->text_encoder_2->unet->vae"
+    _optional_components = ["vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"]
     _callback_tensor_inputs = ["latents"]
 
     @checked
@@ -107,31 +112,38 @@ class VDMPipeline(PlainConfigMixin, DiffusionPipeline):
         text_encoder: nn.Module | None = None,
         tokenizer: Callable | None = None,
         max_sequence_length: int | None = None,
+        lowercase: bool = False,
+        text_encoder_2: nn.Module | None = None,
+        tokenizer_2: Callable | None = None,
+        force_zeros_for_empty_prompt: bool = False,
     ):
         super().__init__()
         check_description(trained_for)
         id2label = check_class_names(id2label, num_classes(unet))
         self.register_modules(unet=unet, scheduler=scheduler, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer)
+        self.register_modules(text_encoder_2=text_encoder_2, tokenizer_2=tokenizer_2)
         self.register_to_config(
             num_levels=num_levels,
             id2label=id2label,
             trained_for=trained_for or scheduler_checks.trained_for(scheduler),
             max_sequence_length=max_sequence_length,
+            lowercase=lowercase,
+            force_zeros_for_empty_prompt=force_zeros_for_empty_prompt,
         )
         self.labels = labels_by_name(id2label)
 
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs) -> "VDMPipeline":
-        """As in diffusers, with whatever denoiser and autoencoder the other pipeline has, and its text encoder if it is one."""
+        """As in diffusers, with whatever denoiser and autoencoder the other pipeline has, and the text encoders that fit it."""
         given = {"unet": denoiser_of(pipeline), "scheduler": pipeline.scheduler, "vae": autoencoder_of(pipeline)}
         given |= {"id2label": names_of(pipeline)}
         if (encoder := prompt_encoder_of(pipeline)) is not None:
-            given |= {name: getattr(encoder, name) for name in ("text_encoder", "tokenizer", "max_sequence_length")}
+            given |= encoder.pipeline_arguments
         return super().from_pipe(pipeline, **({name: value for name, value in given.items() if value is not None} | kwargs))
 
     @property
     def prompt_encoder(self) -> PromptEncoder | None:
-        """The tokenizer and the text encoder as one, if the pipeline has both and they fit its denoiser."""
+        """The tokenizers and the text encoders as one, if the pipeline has any and they fit its denoiser."""
         return prompt_encoder_of(self)
 
     def get_label_ids(self, label: str | list[str]) -> list[int]:
@@ -276,7 +288,7 @@ class VDMPipeline(PlainConfigMixin, DiffusionPipeline):
             )
         batch_size = self._resolve_batch_size(batch_size, condition, latents, x)
         condition = self._checked(condition, batch_size)
-        null = self._checked({**null_condition(condition, self.unet), **null_text}, batch_size)
+        null = self._checked(merged(null_condition(condition, self.unet), null_text), batch_size)
         # before the latents: some schedulers scale them by the first noise level
         self._set_timesteps(num_inference_steps, timesteps, device)
         latents = self._prepare_latents(batch_size, generator, latents, device)
@@ -428,7 +440,7 @@ class VDMPipeline(PlainConfigMixin, DiffusionPipeline):
         labels = None if class_labels is None else labels_of(class_labels, number or 1, self.labels, self.unet)
         prompts, rest = prompts.within(as_condition(condition, labels))
         text, null_text = prompts.conditions(self.prompt_encoder, self.unet, number, guided)
-        return {**rest, **text}, null_text
+        return merged(text, rest), null_text
 
     def _told(
         self, condition: Condition | None, class_labels: Labels | None, prompt: str | list[str] | None, number: int

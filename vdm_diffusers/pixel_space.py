@@ -54,4 +54,4 @@ def check_pixel_space(pipeline: DiffusionPipeline) -> None:
     if "unet" not in components:
         raise ValueError(f"{name} has no `unet`, but {', '.join(components)}: no denoiser of images to evaluate.")
     if ("tokenizer" in components or "text_encoder" in components) and prompt_encoder_of(pipeline) is None:
-        raise ValueError(f"{name} is conditioned on text in another way than by one encoder's vectors.")
+        raise ValueError(f"{name} is conditioned on text otherwise than by what its text encoders make.")

@@ -4,10 +4,9 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor, nn
 
-from .conditioning import HIDDEN_STATES, MASK, Condition, null_condition, text_width
+from .conditioning import HIDDEN_STATES, MASK, Condition, null_condition, repeated, text_width, without_sizes
 from .text_encoders import PromptEncoder
 
 
@@ -45,7 +44,8 @@ class Prompts:
         self, encoder: PromptEncoder | None, unet: nn.Module, number: int | None, guided: bool
     ) -> tuple[Condition, Condition]:
         """
-        What a denoiser is told of the texts, and of those that guidance compares with; empty if it takes no text.
+        What a denoiser is told of the texts, and of those that guidance compares with, whose images have the same size; empty
+        if it takes no text.
 
         Args:
             encoder ([`PromptEncoder`], *optional*): Of texts in words.
@@ -74,7 +74,7 @@ class Prompts:
         alone = self.prompt_embeds is None and not isinstance(self.prompt, (list, tuple))
         repeats = number if alone and number and self.num_images_per_prompt == 1 else self.num_images_per_prompt
         null = self._null(told, encoder, unet) if guided else {}
-        return _repeated(told, repeats), _repeated(null, repeats)
+        return repeated(told, repeats), repeated(null, repeats)
 
     def _check(self, texts: list[str] | None, encoder: PromptEncoder | None) -> None:
         if texts is not None and self.prompt_embeds is not None:
@@ -100,14 +100,14 @@ class Prompts:
         elif encoder is None:
             return null_condition(told, unet)
         else:
-            null = encoder(_as_list("negative_prompt", self.negative_prompt) or [""], unet)
+            null = without_sizes(encoder(_as_list("negative_prompt", self.negative_prompt) or [""], unet))
         if len(null[HIDDEN_STATES]) == 1:
-            null = _repeated(null, number)
+            null = repeated(null, number)
         if len(null[HIDDEN_STATES]) != number:
             raise ValueError(
                 f"There are {len(null[HIDDEN_STATES])} negative prompts for {number} prompts: give one, or as many."
             )
-        if null[HIDDEN_STATES].shape != told[HIDDEN_STATES].shape or null.keys() != told.keys():
+        if null[HIDDEN_STATES].shape != told[HIDDEN_STATES].shape or (MASK in null) != (MASK in told):
             raise ValueError(
                 f"Negative prompts have the shape {tuple(null[HIDDEN_STATES].shape)}{' and a mask' * (MASK in null)}, prompts"
                 f" {tuple(told[HIDDEN_STATES].shape)}{' and a mask' * (MASK in told)}: give both alike, as embeddings."
@@ -130,8 +130,3 @@ def _warn_of_cut(texts: list[str], encoder: PromptEncoder) -> None:
 
 def _embedded(embeds: Tensor, mask: Tensor | None) -> Condition:
     return {HIDDEN_STATES: embeds} if mask is None else {HIDDEN_STATES: embeds, MASK: mask}
-
-
-def _repeated(condition: Condition, number: int) -> Condition:
-    """Every row so many times, one after the other."""
-    return {keyword: torch.repeat_interleave(tensor, number, dim=0) for keyword, tensor in condition.items()}

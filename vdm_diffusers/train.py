@@ -234,8 +234,8 @@ def load_text_encoder(config: TrainingConfig) -> PromptEncoder | None:
 
 
 def prepare_text(config: TrainingConfig, data: ImageData, encoder: PromptEncoder, accelerator: Accelerator) -> None:
-    """Move the text encoder to its device, have the captions encoded if they are to be kept, and say how many are cut."""
-    encoder.text_encoder.to(accelerator.device)
+    """Move the text encoders to their device, have the captions encoded if they are to be kept, and say how many are cut."""
+    encoder.to(accelerator.device)
     if config.cache_text_embeddings is not None:
         cache_text_embeddings(encoder, data.train, config.cache_text_embeddings, write=not config.dry_run)
     if accelerator.is_main_process and not config.streaming:

@@ -27,7 +27,7 @@ from .precision import compute_dtype
 from .saved_schedules import SCHEDULE, saved_schedule
 from .scheduling.identity import check_scheduler
 from .scheduling_vdm import VDMScheduler
-from .text_encoders import PromptEncoder, check_text_width, prompt_encoder_of
+from .text_encoders import PromptEncoder, prompt_encoder_of
 from .timestep_maps import AffineTimesteps, TimestepMap
 from .units import BITS_PER_DIM, NATS_PER_DIM, Unit
 from .weightings import WEIGHTINGS, check_weighting
@@ -165,7 +165,7 @@ class VDM(nn.Module):
                 " for each, none for the null class."
             )
         if prompt_encoder is not None:
-            check_text_width(unet, prompt_encoder.width)
+            prompt_encoder.check_denoiser(unet)
         self.unet = unet
         self.noise_schedule = noise_schedule
         self.prediction_type = prediction_type
@@ -426,15 +426,14 @@ class VDM(nn.Module):
 
     def to_pipeline(self) -> "VDMPipeline":
         """A pipeline that shares the denoiser and has the present state of the noise schedule."""
-        encoder = self.prompt_encoder
-        of_text = ("text_encoder", "tokenizer", "max_sequence_length") if encoder is not None else ()
+        of_text = {} if self.prompt_encoder is None else self.prompt_encoder.pipeline_arguments
         return diffusers.VDMPipeline(
             self.unet,
             self.to_scheduler(),
             self.vae,
             num_levels=self.num_levels,
             id2label=self._id2label(),
-            **{name: getattr(encoder, name) for name in of_text},
+            **of_text,
         )
 
     def to_original_pipeline(self) -> DiffusionPipeline:
@@ -467,8 +466,9 @@ class VDM(nn.Module):
         """The model that a pipeline samples, sharing its denoiser.
 
         Any pipeline that denoises images or their latents from noise alone, by a β-chain or as a VDM: [`VDMPipeline`],
-        [`DDPMPipeline`], [`LDMPipeline`], [`DiTPipeline`], [`StableDiffusionPipeline`], [`PixArtAlphaPipeline`], ...  What else
-        it has, such as a text encoder, is saved with the model.
+        [`DDPMPipeline`], [`LDMPipeline`], [`DiTPipeline`], [`StableDiffusionPipeline`], [`StableDiffusionXLPipeline`],
+        [`PixArtAlphaPipeline`], ...  Its text encoders are the `prompt_encoder`, see [`prompt_encoder_of`]; what else it has is
+        saved with the model.
 
         Its noise schedule is the scheduler's table or chain, fixed, unless another is given to train on with; a class is one
         that starts there, by [`~NoiseSchedule.from_schedule`].

@@ -11,17 +11,12 @@ from diffusers import (
     DDPMScheduler,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
-    PixArtAlphaPipeline,
-    PixArtTransformer2DModel,
-    StableDiffusionPipeline,
-    StableDiffusionXLPipeline,
 )
 from gaussian_model import COVARIANCE, GaussianDenoiser
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_pipelines import build, conditional_unet, transformer, vae
-from tiny_text import clip, t5, tokenizer
-from transformers import CLIPTextModelWithProjection
+from prompted_pipelines import SIZE, pixart_alpha, sd, sdxl
+from tiny_pipelines import build
 
 from vdm_diffusers import VDMPipeline, VDMScheduler
 from vdm_diffusers.few_steps import for_images, timesteps
@@ -160,21 +155,10 @@ def with_prompts(name: str) -> diffusers.DiffusionPipeline:
         pipe = build(name, scheduler)
         pipe.transformer.eval()  # in training it drops labels
         return pipe
-    if name == "SD":
-        return StableDiffusionPipeline(
-            vae(), clip(), tokenizer(), conditional_unet(), scheduler, None, None, requires_safety_checker=False
-        )
-    if name == "SDXL":
-        added = {"addition_embed_type": "text_time", "addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 56}
-        encoders = clip(size=4), clip(CLIPTextModelWithProjection, size=4)
-        unet = conditional_unet(**added | {"projection_class_embeddings_input_dim": 52})
-        return StableDiffusionXLPipeline(vae(), *encoders, tokenizer(), tokenizer(), unet, scheduler, add_watermarker=False)
-    denoiser = transformer(PixArtTransformer2DModel, caption_channels=8, cross_attention_dim=16, norm_type="ada_norm_single")
-    return PixArtAlphaPipeline(tokenizer(), t5(), vae(), denoiser, scheduler)
+    return {"SD": sd, "SDXL": sdxl, "PixArt": pixart_alpha}[name](scheduler)
 
 
 PROMPTS = ["a red cat", "a blue dog", "a dog"]
-SIZE = {"height": 16, "width": 16}
 CALLS = {
     "SD": ({"prompt": PROMPTS}, SIZE | {"guidance_scale": 3.0}),
     "SDXL": ({"prompt": PROMPTS}, SIZE | {"guidance_scale": 3.0}),

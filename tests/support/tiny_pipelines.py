@@ -38,11 +38,11 @@ def unet(in_channels: int = 3, out_channels: int = 3) -> UNet2DModel:
     return UNet2DModel(8, in_channels, out_channels, **BLOCKS, **blocks)
 
 
-def conditional_unet(in_channels: int = 4, **kwargs) -> UNet2DConditionModel:
+def conditional_unet(in_channels: int = 4, out_channels: int = 4, **kwargs) -> UNet2DConditionModel:
     return UNet2DConditionModel(
         8,
         in_channels,
-        4,
+        out_channels,
         **BLOCKS,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     BertConfig,
     BertModel,
@@ -24,9 +24,14 @@ DIGITS = (
 """Words of the captions of the digits."""
 
 
-def tokenizer(vocabulary: Sequence[str] = WORDS) -> PreTrainedTokenizerFast:
+def tokenizer(vocabulary: Sequence[str] = WORDS, ends: bool = False) -> PreTrainedTokenizerFast:
+    """Of words, without beginnings and, unless it `ends` them as that of T5 does, without ends."""
     words = Tokenizer(models.WordLevel({word: index for index, word in enumerate(vocabulary)}, unk_token="<unknown>"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
+    if ends:
+        words.post_processor = processors.TemplateProcessing(
+            single="$A <end>", special_tokens=[("<end>", WORDS.index("<end>"))]
+        )
     return PreTrainedTokenizerFast(
         tokenizer_object=words, pad_token="<pad>", eos_token="<end>", unk_token="<unknown>", model_max_length=6
     )

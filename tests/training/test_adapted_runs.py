@@ -17,7 +17,7 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DModel,
 )
-from tiny_pipelines import BLOCKS, conditional_unet, transformer, unet, vae, vqvae
+from tiny_pipelines import BLOCKS, conditional_unet, stable_diffusion_xl, transformer, unet, vae, vqvae
 from tiny_text import clip, tokenizer
 from torch import nn
 
@@ -167,6 +167,11 @@ def test_a_schedule_is_shifted_to_another_resolution(train, tmp_path):
             {"vae_model_name_or_path": "stock"},
             "is conditioned on text: name captions by `--caption_column`",
         ),
+        (
+            lambda: stable_diffusion_xl(DDPMScheduler()),
+            {"vae_model_name_or_path": "stock"},
+            "is told `added_cond_kwargs`, `encoder_hidden_states`, but has no text encoders that make that of captions",
+        ),
         (lambda: LDMPipeline(vqvae(), unet(), DDPMScheduler()), {}, "is a model of latents: name its `--vae_model_name"),
         (
             lambda: DDPMPipeline(unet(), DDPMScheduler()),
@@ -179,7 +184,7 @@ def test_a_schedule_is_shifted_to_another_resolution(train, tmp_path):
             "`--lora_rank` adapts attention",
         ),
     ],
-    ids=["text", "latents", "prediction", "no attention"],
+    ids=["text", "no encoders", "latents", "prediction", "no attention"],
 )
 def test_what_can_not_be_adapted_is_refused(train, pictures, tmp_path, monkeypatch, make, options, message):
     monkeypatch.chdir(tmp_path)

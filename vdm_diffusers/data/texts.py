@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 from tqdm.auto import tqdm
 
-from ..conditioning import CAPTIONS
+from ..conditioning import CAPTIONS, mapped
 from ..text_encoders import PromptEncoder
 from .image_data import ImageDataset
 from .kept import KeptFolder
 
 
-HIDDEN_STATES, MASKS, DESCRIPTION = "hidden_states.npy", "masks.npy", "captions.json"
-"""Files of a folder of encoded captions."""
+DESCRIPTION = "captions.json"
+"""Says which captions and which encoder a folder's tensors come from, and names them: each is a file."""
 OTHERS = "of other captions, or by another encoder"
 
 
@@ -47,7 +47,7 @@ class EncodedCaptions(Dataset):
         item = dict(self.dataset[index])
         own = item.pop(CAPTIONS, [""])[0]
         caption = own if self.captions is None else self.captions[index]
-        return item | {keyword: rows[0].cpu() for keyword, rows in self.encoder([caption], self.unet).items()}
+        return item | mapped(lambda name, rows: rows[0].cpu(), self.encoder([caption], self.unet))
 
 
 def with_encoded_captions(
@@ -85,15 +85,16 @@ def captions_of_kind(kind: str, dataset: Dataset, seed: int) -> list[str] | None
 
 
 class TextEmbeddings(Mapping):
-    """Encodings by their texts, on disk: `(hidden states (L, width), mask (L,))`."""
+    """Encodings by their texts, on disk, each as [`~PromptEncoder.encode`] returns it."""
 
     def __init__(self, folder: Path):
-        self.rows = {text: row for row, text in enumerate(json.loads((folder / DESCRIPTION).read_text())["captions"])}
-        self.hidden_states, self.masks = (np.load(folder / name, mmap_mode="r") for name in (HIDDEN_STATES, MASKS))
+        facts = json.loads((folder / DESCRIPTION).read_text())
+        self.rows = {text: row for row, text in enumerate(facts["captions"])}
+        self.tensors = {name: np.load(folder / _file(name), mmap_mode="r") for name in facts["tensors"]}
 
-    def __getitem__(self, text: str) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, text: str) -> dict[str, Tensor]:
         row = self.rows[text]
-        return torch.from_numpy(np.array(self.hidden_states[row])), torch.from_numpy(np.array(self.masks[row]))
+        return {name: torch.from_numpy(np.array(tensor[row])) for name, tensor in self.tensors.items()}
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.rows)
@@ -115,7 +116,7 @@ def cache_text_embeddings(encoder: PromptEncoder, dataset: Dataset, folder: str,
     Raises:
         `ValueError`: if the folder holds something else, or encodings of other captions or by another encoder.
     """
-    facts = {"encoder": encoder.fingerprint, "captions": sorted({*all_captions(dataset), ""})}
+    facts = {"encoder": encoder.fingerprint, "captions": sorted({*all_captions(dataset), ""}), "tensors": [*encoder.encode("")]}
     kept = KeptFolder(Path(folder), "cache_text_embeddings", DESCRIPTION, facts, "encodings", OTHERS)
     if write and not kept.holds():
         with kept.writing() as partial:
@@ -128,10 +129,16 @@ def _write(folder: Path, captions: Sequence[str], encoder: PromptEncoder) -> Non
     """Encode captions into a folder."""
     arrays: dict[str, np.memmap] = {}
     for row, caption in enumerate(tqdm(captions, desc="Encoding captions", leave=False)):
-        for name, tensor in zip((HIDDEN_STATES, MASKS), encoder.encode(caption)):
+        for name, tensor in encoder.encode(caption).items():
             value = tensor.cpu().numpy()
             if name not in arrays:
-                arrays[name] = np.lib.format.open_memmap(folder / name, "w+", value.dtype, (len(captions), *value.shape))
+                shape = (len(captions), *value.shape)
+                arrays[name] = np.lib.format.open_memmap(folder / _file(name), "w+", value.dtype, shape)
             arrays[name][row] = value
     for array in arrays.values():
         array.flush()
+
+
+def _file(name: str) -> str:
+    """Of a tensor of all captions."""
+    return f"{name}.npy"

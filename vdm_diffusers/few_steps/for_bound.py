@@ -122,7 +122,7 @@ def _load(options: FewStepsOptions, device: torch.device) -> tuple[VDM, ImageDat
         check_denoiser(pipeline.unet, data.shape)
         vdm = VDM.from_pipeline(pipeline).to(device)
     if vdm.prompt_encoder is not None:
-        vdm.prompt_encoder.text_encoder.to(device)
+        vdm.prompt_encoder.to(device)
     train, validation = (with_encoded_captions(split, vdm.prompt_encoder, vdm.unet) for split in (data.train, data.validation))
     number = min(len(validation), options.max_images or len(validation))
     return vdm, replace(data, train=train), Subset(validation, range(number))

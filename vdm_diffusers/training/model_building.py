@@ -7,7 +7,7 @@ from diffusers import DiffusionPipeline, ModelMixin
 
 from ..autoencoders import have_same_latents
 from ..class_names import check_same_classes
-from ..conditioning import HIDDEN_STATES, LABELS, num_classes, trial_condition
+from ..conditioning import LABELS, num_classes, trial_condition
 from ..data.images import ImageData
 from ..denoisers import check_denoiser, denoiser_of, sample_shape
 from ..guards.foreign_models import check_pipeline
@@ -65,8 +65,8 @@ def pretrained_vdm(config: TrainingConfig, data: ImageData, vae: ModelMixin | No
     )
     told = trial_condition(vdm.unet, "meta").keys() - {LABELS}
     refuse_if(
-        not told <= (set() if vdm.prompt_encoder is None else {HIDDEN_STATES}),
-        "{} is told {}, but data sets have labels, and captions that one text encoder encodes: it can't be trained on them.",
+        told and vdm.prompt_encoder is None,
+        "{} is told {}, but has no text encoders that make that of captions, and data sets have nothing else but labels.",
         *(model, ", ".join(f"`{keyword}`" for keyword in sorted(told))),
     )
     refuse_if(vdm.vae is not None and vae is None, "{} is a model of latents: name its {vae_model_name_or_path} too.", model)

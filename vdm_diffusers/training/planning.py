@@ -100,7 +100,7 @@ def describe_plan(
         "data": f"{data.name}: {train} to train on, {len(data.validation):,} held out; {in_words(data.shape)},"
         f" {levels}, {'no' if data.num_classes is None else data.num_classes} classes{prepared}{left_out}",
         "denoiser": f"{type(vdm.unet).__name__}, {num_parameters(vdm.unet):,} parameters{_adapted(vdm.unet)}",
-        "captions": _encoder(vdm),
+        "captions": "none" if vdm.prompt_encoder is None else vdm.prompt_encoder.description,
         "noise schedule": f"{type(vdm.noise_schedule).__name__}, {num_parameters(vdm.noise_schedule):,} parameters",
         "steps": f"{config.max_train_steps:,} of {run.images_a_step:,} images: {num_processes} processes × batch"
         f" {config.train_batch_size} × {config.gradient_accumulation_steps}{epochs}",
@@ -114,14 +114,6 @@ def describe_plan(
         "Hub": f"{config.hub_model_id or Path(config.output_dir).name}, {config.hub_strategy}" if config.push_to_hub else "no",
     }
     return "\n".join(f"{name:>14}  {text}" for name, text in lines.items())
-
-
-def _encoder(vdm: VDM) -> str:
-    """What encodes captions."""
-    encoder = vdm.prompt_encoder
-    if encoder is None:
-        return "none"
-    return f"{type(encoder.text_encoder).__name__}, {encoder.max_sequence_length} tokens of {encoder.width} numbers"
 
 
 def _adapted(unet: nn.Module) -> str:
