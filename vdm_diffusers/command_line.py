@@ -7,6 +7,7 @@ value: messages name it alone.
 
 import argparse
 import difflib
+import itertools
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -162,6 +163,12 @@ def parse_options(options_class: type, arguments: Sequence[str], command: str, d
         if needed.default is MISSING and needed.name not in given:
             raise ValueError(f"`--{needed.name}` is missing: {needed.help}")
     return given
+
+
+def split_paths(arguments: Sequence[str]) -> tuple[list[Path], Sequence[str]]:
+    """The paths that a command line begins with, and all that follows them: options."""
+    paths = list(itertools.takewhile(lambda word: not word.startswith("-"), arguments))
+    return [Path(path) for path in paths], arguments[len(paths) :]
 
 
 def read_flags(arguments: Sequence[str], options: Sequence[Option]) -> dict[str, Any]:

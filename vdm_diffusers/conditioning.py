@@ -281,6 +281,11 @@ def repeated(condition: Condition, number: int) -> Condition:
     return mapped(lambda name, rows: rows.repeat_interleave(number, dim=0), condition)
 
 
+def row(condition: Condition, index: int) -> Condition:
+    """The condition of one sample, a batch of one."""
+    return mapped(lambda name, tensor: tensor[index : index + 1], condition)
+
+
 def to_device(condition: Condition, device: str | torch.device) -> Condition:
     """The condition with all tensors on a device."""
     return mapped(lambda name, tensor: tensor.to(device), condition)

@@ -62,7 +62,9 @@ class EvaluationOptions(DataOptions):
 
     pretrained_model_name_or_path: str = option(MISSING, "A saved pipeline, folder or Hub name.")
     max_images: Annotated[int, at_least(2)] | None = option(None, "Only so many images, the first. Default: all.")
-    estimators: list[Literal[tuple(ESTIMATORS)]] = option(["vlb"], "Variational bound, likelihood by the ODE, DDPM's bound.")
+    estimators: list[Literal[tuple(ESTIMATORS)]] = option(
+        ["vlb"], "Variational bound, likelihood by the ODE, DDPM's bound, net rate of the lossless codec."
+    )
     num_timesteps: list[Count | Literal[CONTINUOUS]] = option([CONTINUOUS], "Numbers of steps of the bound.")
     captions: list[Literal[tuple(CAPTION_KINDS)]] = option(
         ["own", "none"], "Of a model of text: those of the images, none, those of other images, and what the first are worth."
@@ -96,6 +98,10 @@ class EvaluationOptions(DataOptions):
         refuse_if(
             self.figure_path is not None and "vlb" not in self.estimators,
             "{figure_path} draws the loss of the variational bound: add `vlb` to {estimators}.",
+        )
+        refuse_if(
+            "codec" in self.estimators and not {*self.num_timesteps} - {CONTINUOUS},
+            "{estimators:codec} codes in discrete steps: give numbers of them as {num_timesteps}.",
         )
         optimal = self.reverse_variance == "optimal"
         refuse_if(

@@ -193,8 +193,9 @@ def _around_mean(normal: Normal, reach: int) -> tuple[np.ndarray, np.ndarray, np
 
 
 def _num_words(normal: Normal) -> int:
-    """As many words of 16 bits as a draw takes, with some to spare."""
-    return int(np.log2(normal.std * (2 * np.pi * np.e) ** 0.5).sum() * 1.1 / 16) + 8
+    """As many words of 16 bits as a draw takes, but for one in thousands."""
+    expected = np.log2(normal.std * (2 * np.pi * np.e) ** 0.5).sum()
+    return int((expected + 4 * len(normal.std) ** 0.5) / 16) + 1
 
 
 def _num_near(distribution: Levels) -> int:

@@ -14,6 +14,7 @@ from ..vdm import VDM
 from .bound import variational_bound
 from .ddpm_bound import DDPM, ddpm_bound
 from .estimates import Estimate
+from .net_rate import net_rate
 from .ode_likelihood import ode_likelihood
 
 
@@ -102,7 +103,23 @@ def ddpm(
         yield Measurement(name, settings, partial(ddpm_bound, model, num_indices=num_indices))
 
 
-ESTIMATORS: dict[str, Callable[..., Iterator[Measurement]]] = {"vlb": vlb, "ode": ode, "ddpm": ddpm}
+def codec(
+    pipeline: DiffusionPipeline,
+    device: torch.device,
+    num_timesteps: Sequence[int | str],
+    error_profile: ErrorProfile | None,
+) -> Iterator[Measurement]:
+    """The net rate of the lossless codec, for each of these numbers of steps, in the chain and with the variances of `vlb`."""
+    for steps in num_timesteps:
+        if steps == CONTINUOUS:
+            continue
+        vdm = VDM.from_pipeline(pipeline, num_timesteps=steps, error_profile=error_profile).to(device)
+        variance = "q" if error_profile is None else "optimal"
+        name = f"codec, net, T = {steps}" + ("" if error_profile is None else f", optimal variance, {error_profile.basis}")
+        yield Measurement(name, {"num_timesteps": steps, "reverse_variance": variance}, partial(net_rate, vdm))
+
+
+ESTIMATORS: dict[str, Callable[..., Iterator[Measurement]]] = {"vlb": vlb, "ode": ode, "ddpm": ddpm, "codec": codec}
 """Functions `(pipeline, device, ...)` whose further parameters are options of `python -m vdm_diffusers.evaluate`.
 
 They raise `ValueError` for a pipeline that has no such figure. A new estimator is one entry.

@@ -1,0 +1,112 @@
+"""Image files by name: found, read one by one, and written so that reading them gives the same integers."""
+
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import numpy as np
+import PIL.Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ..guards.messages import Message
+from ..pictures import UnsuitableImage
+from .decoding import AS_STORED, Decoder, Preparation
+
+
+ARRAY = ".npy"
+"""The suffix of what no picture holds."""
+
+MAX_NAME_BYTES = 250
+
+
+class ImageFile(NamedTuple):
+    """A file, and its name in the folder that it was found in."""
+
+    path: Path
+    name: str
+
+
+def find_image_files(paths: Sequence[Path]) -> list[ImageFile]:
+    """
+    Files as they are given, and all images and arrays below folders, by name.
+
+    Raises `ValueError` for what is not there, for folders without any, and for two of one name.
+    """
+    suffixes = {*PIL.Image.registered_extensions(), ARRAY}
+    found = []
+    for path in paths:
+        if not path.exists():
+            raise ValueError(f"There is no file or folder {str(path)!r}.")
+        inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in suffixes and file.is_file())
+        if path.is_dir() and not inside:
+            raise ValueError(f"There are no images in {str(path)!r}: name a folder of image files, or the files.")
+        found += [ImageFile(file, file.relative_to(path).as_posix()) for file in inside] or [ImageFile(path, path.name)]
+    names = [file.name for file in found]
+    if doubled := next((name for name in names if names.count(name) > 1), None) if len({*names}) < len(names) else None:
+        raise ValueError(f"Two images are called {doubled!r}: name one folder above both, in which their names differ.")
+    return found
+
+
+class ImageFiles(Dataset):
+    """Image files as items `{"images": (C, *size) integers}`, read when they are asked for; `ValueError`, naming the file, for
+    one that can't be read or has levels beyond `num_levels`."""
+
+    def __init__(self, files: Sequence[ImageFile], num_levels: int, preparation: Preparation = AS_STORED):
+        self.files, self.num_levels, self.decoder = files, num_levels, Decoder(preparation)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        path = self.files[index].path
+        try:
+            stored = _array(path) if path.suffix.lower() == ARRAY else path.read_bytes()
+            pixels, _ = self.decoder(stored)
+        except (UnsuitableImage, OSError) as error:
+            raise ValueError(Message("{!r}: {}", str(path), error)) from error
+        if (highest := int(pixels.max())) >= self.num_levels:
+            raise ValueError(f"{str(path)!r} has the level {highest}, but the model has {self.num_levels} levels, from 0.")
+        return {"images": pixels}
+
+
+def _array(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, allow_pickle=False)
+    except ValueError as error:
+        raise UnsuitableImage("It is no array that can be read without running code.") from error
+
+
+def write_image(folder: Path, name: str, image: Tensor, num_levels: int) -> Path:
+    """
+    Write an integer image `(C, *size)` below a folder: a PNG where one holds it, else a NumPy array `(*size, C)`.
+
+    A name with another suffix gets that one more. Raises `ValueError` for a name that leads out of the folder.
+    """
+    picture = _picture(image, num_levels)
+    suffix = ARRAY if picture is None else ".png"
+    path = folder / checked_name(name if name.lower().endswith(suffix) else name + suffix)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("xb") as file:
+        if picture is None:
+            np.save(file, image.movedim(0, -1).numpy().astype(np.uint16 if num_levels <= 1 << 16 else np.int32))
+        else:
+            picture.save(file, "PNG")
+    return path
+
+
+def checked_name(name: str) -> str:
+    """A name of a file below a folder, with `/`, as it is; `ValueError` for any other."""
+    path = PurePosixPath(name)
+    plain = name.isprintable() and "\\" not in name and ":" not in name and len(name.encode()) <= MAX_NAME_BYTES
+    if not plain or path.is_absolute() or ".." in path.parts or path.as_posix() != name or not path.name:
+        raise ValueError(f"{name[:60]!r} is no name of a file below a folder.")
+    return name
+
+
+def _picture(image: Tensor, num_levels: int) -> PIL.Image.Image | None:
+    channels = image.shape[0]
+    if image.ndim != 3 or channels > 4 or num_levels > 1 << 16 or (num_levels > 256 and channels > 1):
+        return None
+    array = image.movedim(0, -1).numpy().astype(np.uint8 if num_levels <= 256 else np.uint16)
+    return PIL.Image.fromarray(array[..., 0] if channels == 1 else np.ascontiguousarray(array))
