@@ -208,5 +208,5 @@ def _digest(content: bytes) -> bytes:
 
 
 def _check_digest(file: BinaryIO, content: bytes, name: str) -> None:
-    if _read(file, DIGEST_BYTES) != _digest(content):
+    if _read_all(file, DIGEST_BYTES, name[0].lower() + name[1:]) != _digest(content):
         raise DamagedFile(f"{name} is damaged: its bytes are not those of its digest.")

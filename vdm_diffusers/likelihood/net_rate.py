@@ -26,16 +26,18 @@ def net_rate(
     device: str | torch.device = "cpu",
     processes: PartialState | None = None,
     description: str | None = None,
+    bin_precision: int = BIN_PRECISION,
 ) -> Estimate:
     """
     Bits per dimension that every image of a data set adds to a stack of random bits, `num_repeats` times.
 
-    An image's bits depend on `seed` and its index alone. `vdm` is one of T steps in pixel space; the other arguments are those
-    of [`variational_bound`], whose expectation is this rate, but for outliers, which the codec takes for cheaper.
+    An image's bits depend on `seed` and its index alone. `vdm` is one of T steps in pixel space, `bin_precision` that of
+    [`compress`]; the other arguments are those of [`variational_bound`], whose expectation is this rate, but for outliers, which
+    cost the codec less.
     """
     check_sizes(len(dataset), num_repeats)
     gammas = vdm.noise_schedule.chain(vdm.num_timesteps).double().tolist()
-    latents = CodedLatents(vdm, gammas, BIN_PRECISION, tuple(dataset[0]["images"].shape))
+    latents = CodedLatents(vdm, gammas, bin_precision, tuple(dataset[0]["images"].shape))
 
     def bits(images: Tensor, condition: Condition, indices: Tensor) -> Tensor:
         """Bits per dimension, `(B, R)`."""
