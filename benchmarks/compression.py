@@ -74,14 +74,14 @@ def rates(options: argparse.Namespace) -> None:
         "steps",
         "bins",
         "bound of the chain",
-        "net rate",
-        "net, of the file",
+        "net",
+        "net, the file's",
         "gross",
         "initial bits, images",
         "comes back",
+        "s",
     )
-    print(f"| {' | '.join(columns)} | s an image |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    print(f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}")
     for num_steps in options.num_inference_steps:
         vdm = coding_model(pipeline, num_steps)
         bound, error = chain_bound(vdm, images, options.num_repeats)

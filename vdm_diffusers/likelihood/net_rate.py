@@ -32,8 +32,8 @@ def net_rate(
     Bits per dimension that every image of a data set adds to a stack of random bits, `num_repeats` times.
 
     An image's bits depend on `seed` and its index alone. `vdm` is one of T steps in pixel space, `bin_precision` that of
-    [`compress`]; the other arguments are those of [`variational_bound`], whose expectation is this rate, but for outliers, which
-    cost the codec less.
+    [`compress`]; the other arguments are those of [`variational_bound`]. Its expectation is this rate, but that the codec takes
+    less for outliers.
     """
     check_sizes(len(dataset), num_repeats)
     gammas = vdm.noise_schedule.chain(vdm.num_timesteps).double().tolist()
