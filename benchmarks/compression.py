@@ -18,9 +18,7 @@ from torch import Tensor
 from torch.utils.data import Subset
 
 from vdm_diffusers import VDM, LinearSchedule, VDMScheduler, VDMUNet2DModel
-from vdm_diffusers.compression import Compressor, decompress
-from vdm_diffusers.compression.blocks import Item, Rates
-from vdm_diffusers.compression.coding_model import coding_model
+from vdm_diffusers.compression import Compressor, Item, Rates, coding_model, decompress
 from vdm_diffusers.compression.other_codecs import rates_of_others
 from vdm_diffusers.data import load_images
 from vdm_diffusers.likelihood.net_rate import net_rate

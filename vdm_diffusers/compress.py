@@ -16,9 +16,8 @@ from diffusers import DiffusionPipeline
 from tqdm.auto import tqdm
 
 from .command_line import check_file_to_write, exit_with_message, option, parse_options, split_paths, without_traceback
-from .compression.blocks import Item, Rates
-from .compression.codec import BIN_PRECISION, IMAGES_PER_BLOCK, Compressor
-from .compression.coding_model import coding_model
+from .compression import Compressor, Item, Rates, coding_model
+from .compression.codec import BIN_PRECISION, IMAGES_PER_BLOCK
 from .compression.other_codecs import rates_of_others
 from .data.decoding import CONVERSIONS, Preparation
 from .data.image_files import ImageFiles, find_image_files

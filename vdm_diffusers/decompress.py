@@ -12,8 +12,7 @@ from tqdm.auto import tqdm
 
 from .command_line import check_file_to_write, exit_with_message, option, parse_options, split_paths, without_traceback
 from .compress import ModelOptions
-from .compression.codec import Decompressor
-from .compression.container import DamagedFile
+from .compression import DamagedFile, Decompressor
 from .data.image_files import write_image
 from .guards.messages import Message
 from .guards.secrecy import guarded_output

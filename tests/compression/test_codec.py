@@ -17,9 +17,8 @@ from tiny_text import clip, tokenizer
 from torch import Tensor
 
 from vdm_diffusers import VDM, LearnedMonotoneSchedule, LinearSchedule, VDMPipeline, VDMUNet2DModel
-from vdm_diffusers.compression import Compressor, Decompressor, compress, decompress
-from vdm_diffusers.compression.blocks import Item
-from vdm_diffusers.compression.coding_model import NUM_STEPS, coding_model
+from vdm_diffusers.compression import Compressor, Decompressor, Item, coding_model, compress, decompress
+from vdm_diffusers.compression.coding_model import NUM_STEPS
 from vdm_diffusers.error_profiles import ErrorProfile, cosine_axes
 from vdm_diffusers.scheduling.any_timesteps import keep_timesteps
 

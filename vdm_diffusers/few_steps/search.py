@@ -61,11 +61,11 @@ def bounds(
 ) -> list[tuple[Steps, Estimate]]:
     """The bounds of all candidates on a data set; `settings` are those of [`variational_bound`]."""
     return [
-        (steps, variational_bound(_in_steps(vdm, steps, profile), dataset, description=steps.name, **settings))
+        (steps, variational_bound(in_steps(vdm, steps, profile), dataset, description=steps.name, **settings))
         for steps in candidates(vdm, profile, num_steps)
     ]
 
 
-def _in_steps(vdm: VDM, steps: Steps, profile: ErrorProfile) -> VDM:
+def in_steps(vdm: VDM, steps: Steps, profile: ErrorProfile) -> VDM:
     """The model with the bound of these steps."""
     return vdm.in_steps(steps.gammas.tolist(), profile if steps.variance == "optimal" else None)
