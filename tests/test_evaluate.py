@@ -133,7 +133,12 @@ def check_processes(folder: Path, num_processes: int, batch_sizes: tuple[int, ..
 
 
 def test_two_processes_find_the_same(tmp_path):
-    check_processes(tmp_path, 2, (4,), [*ODE, "vlb", "--max_images", "9", "--num_repeats", "2"])
+    check_processes(
+        tmp_path,
+        2,
+        (4,),
+        [*ODE, "vlb", "codec", "--num_timesteps", "2", "continuous", "--max_images", "9", "--num_repeats", "2"],
+    )
 
 
 @pytest.mark.slow
@@ -155,6 +160,7 @@ def test_processes_and_batches_do_not_matter(tmp_path, num_processes, estimator)
         (["--output_path", "."], "'.' is a folder"),
         (["--figure_path", "loss.foo"], "'loss.foo' ends in '.foo', but a plot is written as one of"),
         (["--figure_path", "loss.png", "--estimators", "ode"], "add `vlb` to `--estimators`"),
+        (["--estimators", "codec"], "`--estimators codec` codes in discrete steps: give numbers of them as `--num_timesteps`"),
         (["--reverse_variance", "optimal"], "`--reverse_variance optimal` is of discrete steps: give .* `--num_timesteps`"),
         (["--error_profile_dir", "x"], "is for optimal variances: add `--reverse_variance optimal`"),
         (["--data_dir", "nowhere"], "`--data_dir` 'nowhere' is no folder"),
