@@ -15,6 +15,7 @@ from paths import ROOT
 from tiny_pipelines import conditional_unet, unet
 from tiny_text import clip, tokenizer
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vdm_diffusers import VDM, LearnedMonotoneSchedule, LinearSchedule, VDMPipeline, VDMUNet2DModel
 from vdm_diffusers.compression import Compressor, Decompressor, Item, coding_model, compress, decompress
@@ -165,16 +166,17 @@ def test_batches_and_threads_make_no_difference():
 
 
 def test_settings_of_a_program_make_no_difference():
-    """Training mode with dropout, autocast, gradients, the precision of products; all are left as they were."""
-    pipeline, images = tiny_pipeline(dropout=0.5), some_images(12)
+    """Training mode with dropout, autocast, precision and kernels; all are left as they were."""
+    pipeline, images = tiny_pipeline(dropout=0.5, attention_everywhere=True), some_images(12)
     pipeline.unet.eval()
     expected = compress(pipeline, images, 3)
     pipeline.unet.train()
     torch.set_float32_matmul_precision("medium")
-    with torch.autocast("cpu", torch.bfloat16):
+    kernels = torch.backends.mkldnn.flags(enabled=False), sdpa_kernel(SDPBackend.FLASH_ATTENTION)
+    with torch.autocast("cpu", torch.bfloat16), kernels[0], kernels[1]:
         assert compress(pipeline, images, 3) == expected
         assert torch.equal(decompress(pipeline, expected), images)
-        assert torch.is_autocast_enabled("cpu")
+        assert torch.is_autocast_enabled("cpu") and not torch.backends.mkldnn.enabled
     assert pipeline.unet.training and torch.get_float32_matmul_precision() == "medium" and torch.is_grad_enabled()
     torch.set_float32_matmul_precision("highest")
 

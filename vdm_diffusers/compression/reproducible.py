@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TypeVar
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..vdm import VDM, evaluating
 
@@ -19,7 +20,8 @@ class ReproducibleWorkers:
     Computes with a model as every reader and writer of a file does, in as many threads as torch has.
 
     An operation has one thread, because sums over several depend on their number; kernels are deterministic and not chosen by
-    timing; there is neither dropout, nor autocast, nor TF32. It is a context, at whose end all is again as it was.
+    timing; there is neither dropout, nor autocast, nor TF32; attention is plain. It is a context, at whose end all is again as it
+    was.
     """
 
     def __init__(self, vdm: VDM):
@@ -53,6 +55,7 @@ class ReproducibleWorkers:
     def _run(self, function: Callable[[], Result]) -> Result:
         """What of this a thread has to be told itself."""
         torch.set_num_threads(1)
+        torch.set_flush_denormal(False)
         with torch.inference_mode(), torch.autocast(self.vdm.noise_schedule.device.type, enabled=False):
             return function()
 
@@ -63,7 +66,11 @@ def _reproducible() -> Iterator[None]:
     torch.set_num_threads(1)
     torch.set_float32_matmul_precision("highest")
     try:
-        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+        with (
+            torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
+            torch.backends.mkldnn.flags(enabled=torch.backends.mkldnn.is_available(), deterministic=True, allow_tf32=False),
+            sdpa_kernel(SDPBackend.MATH),
+        ):
             yield
     finally:
         torch.set_num_threads(num_threads)
