@@ -3,6 +3,7 @@
 python benchmarks/compression.py --model vdm-digits --few_steps_dir few-steps --num_inference_steps 5 10 20 40
 python benchmarks/compression.py --model vdm-mnist --few_steps_dir few-steps-mnist --data_dir shared/data/mnist --max_images 500
 python benchmarks/compression.py --model vdm-digits --few_steps_dir few-steps --bin_precisions 0 1 2 3 --num_inference_steps 20
+python benchmarks/compression.py --model vdm-emoji --dataset_name emoji --train --max_images 500 --num_inference_steps 5
 python benchmarks/compression.py --time --block_channels 64 --num_images 4
 """
 
@@ -18,8 +19,11 @@ from torch import Tensor
 from torch.utils.data import Subset
 
 from vdm_diffusers import VDM, LinearSchedule, VDMScheduler, VDMUNet2DModel
+from vdm_diffusers.compress import Untold
 from vdm_diffusers.compression import Compressor, Item, Rates, coding_model, decompress
+from vdm_diffusers.compression.blocks import condition_of
 from vdm_diffusers.compression.other_codecs import rates_of_others
+from vdm_diffusers.conditioning import mapped
 from vdm_diffusers.data import load_images
 from vdm_diffusers.likelihood.net_rate import net_rate
 
@@ -41,10 +45,11 @@ def chain_bound(vdm: VDM, images: Tensor, num_repeats: int) -> tuple[float, floa
     """Mean over images of the bound in all steps of the chain, and its error by the noise, in bits/dim."""
     generator, repeats = torch.Generator().manual_seed(0), []
     vdm = vdm.eval()
+    condition = mapped(lambda _, row: row.expand(len(images), *row.shape[1:]), condition_of(vdm))
     for _ in range(num_repeats):
         total = 0.0
         for step in range(1, vdm.num_timesteps + 1):
-            loss = vdm(images, times=torch.full((len(images),), step / vdm.num_timesteps), generator=generator)
+            loss = vdm(images, condition, times=torch.full((len(images),), step / vdm.num_timesteps), generator=generator)
             total += ((loss.prior + loss.reconstruction + loss.diffusion) / loss.nats_in_unit).mean().item() / vdm.num_timesteps
         repeats.append(total)
     return float(np.mean(repeats)), float(np.std(repeats, ddof=1) / num_repeats**0.5)
@@ -65,9 +70,9 @@ def rates(options: argparse.Namespace) -> None:
     data = load_images(
         options.dataset_name, options.data_dir, num_levels=pipeline.config.get("num_levels", 256), check_train=False
     )
-    number = min(len(data.validation), options.max_images or len(data.validation))
-    data_set = Subset(data.validation, range(number))
-    images = torch.stack([item["images"] for item in data_set])
+    split = data.train if options.train else data.validation
+    number = min(len(split), options.max_images or len(split))
+    images = torch.stack([split[index]["images"] for index in range(number)])
     columns = (
         "steps",
         "bins",
@@ -88,7 +93,7 @@ def rates(options: argparse.Namespace) -> None:
             content, found = compressed(vdm, images, bin_precision)
             seconds = (time.perf_counter() - start) / number
             exact = torch.equal(decompress(pipeline, content).int(), images.int())
-            net = net_rate(vdm, data_set, options.num_repeats, bin_precision=bin_precision)
+            net = net_rate(vdm, Untold(Subset(split, range(number)), vdm), options.num_repeats, bin_precision=bin_precision)
             print(
                 f"| {num_steps} | 1/{2**bin_precision} | {bound:.4f} ± {error:.4f}"
                 f" | {net.per_dim:.4f} ± {net.standard_error_draws:.4f} | {found.net:.4f} | {found.gross:.4f}"
@@ -147,6 +152,7 @@ def main() -> None:
     parser.add_argument("--few_steps_dir")
     parser.add_argument("--dataset_name")
     parser.add_argument("--data_dir")
+    parser.add_argument("--train", action="store_true", help="training images, where there are too few held out")
     parser.add_argument("--max_images", type=int)
     parser.add_argument("--num_inference_steps", type=int, nargs="+", default=[5, 10, 20])
     parser.add_argument("--bin_precisions", type=int, nargs="+", default=[1])

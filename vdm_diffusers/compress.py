@@ -13,12 +13,15 @@ from typing import Annotated, Literal
 
 import torch
 from diffusers import DiffusionPipeline
+from torch.utils.data import Dataset, Subset
 from tqdm.auto import tqdm
 
 from .command_line import check_file_to_write, exit_with_message, option, parse_options, split_paths, without_traceback
 from .compression import Compressor, Item, Rates, coding_model
+from .compression.blocks import condition_of
 from .compression.codec import BIN_PRECISION, IMAGES_PER_BLOCK
 from .compression.other_codecs import rates_of_others
+from .conditioning import mapped
 from .data.decoding import CONVERSIONS, Preparation
 from .data.image_files import ImageFiles, find_image_files
 from .few_steps.options import SCHEDULER
@@ -129,15 +132,29 @@ def compress_files(images: ImageFiles, vdm: VDM, options: CompressionOptions) ->
     return compressor.rates
 
 
+class Untold(Dataset):
+    """Images with what the codec tells the denoiser of them: no class and no text."""
+
+    def __init__(self, images: Dataset, vdm: VDM):
+        self.images = images
+        self.condition = mapped(lambda _, tensor: tensor[0].cpu(), condition_of(vdm))
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict:
+        return {"images": self.images[index]["images"], **self.condition}
+
+
 def rates_of_all(images: ImageFiles, vdm: VDM) -> dict[str, float]:
     """Bits per dimension of the bound of the same steps, and of other codecs, for at most `MAX_COMPARED` of the images."""
     number = min(len(images), MAX_COMPARED)
-    part = torch.utils.data.Subset(images, range(number))
+    part = Untold(Subset(images, range(number)), vdm)
     compared = {}
     if number >= 2:
         bound = variational_bound(vdm, part, num_repeats=4, device=vdm.noise_schedule.device, description="bound")
         compared["bound of the chain"] = bound.bits_per_dim
-    return compared | rates_of_others(torch.stack([item["images"] for item in part]), vdm.num_levels)
+    return compared | rates_of_others(torch.stack([part[index]["images"] for index in range(number)]), vdm.num_levels)
 
 
 def rates_in_words(rates: Rates, path: Path, seconds: float) -> str:

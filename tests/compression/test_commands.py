@@ -63,6 +63,15 @@ def test_folders_of_images_come_back(mode, channels, tmp_path, capsys):
         assert np.array_equal(np.asarray(PIL.Image.open(found[file])), array)
 
 
+def test_a_model_of_classes_is_told_none(tmp_path, capsys):
+    name = model(tmp_path, size=(4, 3), num_levels=256, num_class_embeds=4)
+    pictures(tmp_path / "images", "L", 5)
+    model_options = ("--pretrained_model_name_or_path", name)
+    run(compress, tmp_path / "images", *model_options, "--output", tmp_path / "f", "--num_inference_steps", 2)
+    assert "| bound of the chain |" in capsys.readouterr().out
+    run(decompress, tmp_path / "f", *model_options, "--output_dir", tmp_path / "again")
+
+
 def test_arrays_and_other_suffixes_come_back(tmp_path):
     """Three channels of 16 bits, which no PNG of Pillow holds."""
     name = model(tmp_path, channels=3, size=(2, 2), num_levels=65_536)

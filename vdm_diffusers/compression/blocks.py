@@ -71,7 +71,7 @@ def pack(items: Sequence[Item], latents: CodedLatents, on_image: Callable[[], No
             rates.num_plain += 1
             rates.initial_bits += stack.num_bits - before
         else:
-            push_image(stack, latents, item.image, _condition(latents.vdm, item.label), place)
+            push_image(stack, latents, item.image, condition_of(latents.vdm, item.label), place)
             rates.net_bits += stack.num_bits - before
         on_image()
     facts = {"names": [item.name for item in items], "labels": [item.label for item in items]}
@@ -116,12 +116,12 @@ def _stack_of(words: np.ndarray) -> BitStack:
 
 def _pop_coded(stack: BitStack, latents: CodedLatents, label: int | None, place: int) -> Tensor | None:
     try:
-        return pop_image(stack, latents, _condition(latents.vdm, label), place)
+        return pop_image(stack, latents, condition_of(latents.vdm, label), place)
     except ArithmeticError:  # latents of other bits can be anything
         return None
 
 
-def _condition(vdm: VDM, label: int | None) -> Condition:
+def condition_of(vdm: VDM, label: int | None = None) -> Condition:
     """What the denoiser is told of an image: its class, or that none is known, and no text."""
     condition = {} if vdm.prompt_encoder is None else vdm.prompt_encoder([""], vdm.unet)
     if (null := num_classes(vdm.unet)) is not None:

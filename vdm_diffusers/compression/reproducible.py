@@ -20,8 +20,7 @@ class ReproducibleWorkers:
     Computes with a model as every reader and writer of a file does, in as many threads as torch has.
 
     An operation has one thread, because sums over several depend on their number; kernels are deterministic and not chosen by
-    timing; there is neither dropout, nor autocast, nor TF32; attention is plain. It is a context, at whose end all is again as it
-    was.
+    timing; attention is plain; there is no dropout, no autocast and no TF32. It is a context, at whose end all is as before.
     """
 
     def __init__(self, vdm: VDM):
