@@ -63,6 +63,26 @@ def test_folders_of_images_come_back(mode, channels, tmp_path, capsys):
         assert np.array_equal(np.asarray(PIL.Image.open(found[file])), array)
 
 
+def test_black_and_white_comes_back(tmp_path):
+    name = model(tmp_path, size=(4, 3), num_levels=2)
+    picture = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 2, (4, 3)).astype(bool))
+    picture.save(tmp_path / "x.png")
+    rest = ("--pretrained_model_name_or_path", name)
+    run(compress, tmp_path / "x.png", *rest, "--output", tmp_path / "f", "--num_inference_steps", 2)
+    run(decompress, tmp_path / "f", *rest, "--output_dir", tmp_path / "again")
+    written = PIL.Image.open(tmp_path / "again" / "x.png")
+    assert written.mode == picture.mode == "1" and np.array_equal(np.asarray(written), np.asarray(picture))
+
+
+@pytest.mark.parametrize(("num_levels", "array"), [(256, np.eye(4, 3) > 0), (65_536, np.eye(4, 3).astype(np.uint8))])
+def test_pictures_that_would_be_others_afterwards_are_refused(num_levels, array, tmp_path, capsys):
+    name = model(tmp_path, size=(4, 3), num_levels=num_levels)
+    PIL.Image.fromarray(array).save(tmp_path / "x.png")
+    message = refusal(capsys, compress, tmp_path / "x.png", "--pretrained_model_name_or_path", name, "--output", tmp_path / "f")
+    assert f"but what is read back would be one of {num_levels}: " in message
+    assert ("`--convert L`" in message) == (num_levels == 256)
+
+
 def test_a_model_of_classes_is_told_none(tmp_path, capsys):
     name = model(tmp_path, size=(4, 3), num_levels=256, num_class_embeds=4)
     pictures(tmp_path / "images", "L", 5)
@@ -72,15 +92,17 @@ def test_a_model_of_classes_is_told_none(tmp_path, capsys):
     run(decompress, tmp_path / "f", *model_options, "--output_dir", tmp_path / "again")
 
 
-def test_arrays_and_other_suffixes_come_back(tmp_path):
-    """Three channels of 16 bits, which no PNG of Pillow holds."""
-    name = model(tmp_path, channels=3, size=(2, 2), num_levels=65_536)
-    array = np.random.default_rng(0).integers(0, 65_536, (2, 2, 3), dtype=np.uint16)
+@pytest.mark.parametrize(("num_levels", "dtype"), [(256, np.uint8), (65_536, np.uint16)])
+def test_arrays_come_back(num_levels, dtype, tmp_path):
+    """Also three channels of 16 bits, which no PNG of Pillow holds."""
+    name = model(tmp_path, channels=3, size=(2, 2), num_levels=num_levels)
+    array = np.random.default_rng(0).integers(0, num_levels, (2, 2, 3), dtype=dtype)
     np.save(tmp_path / "x.npy", array)
     model_options = ("--pretrained_model_name_or_path", name)
     run(compress, tmp_path / "x.npy", *model_options, "--output", tmp_path / "f", "--num_inference_steps", 2)
     run(decompress, tmp_path / "f", *model_options, "--output_dir", tmp_path / "again")
-    assert np.array_equal(np.load(tmp_path / "again" / "x.npy"), array)
+    found = np.load(tmp_path / "again" / "x.npy")
+    assert found.dtype == dtype and np.array_equal(found, array)
 
 
 def test_a_name_gets_the_suffix_of_what_is_written(tmp_path):

@@ -49,8 +49,12 @@ def find_image_files(paths: Sequence[Path]) -> list[ImageFile]:
 
 
 class ImageFiles(Dataset):
-    """Image files as items `{"images": (C, *size) integers}`, read when they are asked for; `ValueError`, naming the file, for
-    one that can't be read or has levels beyond `num_levels`."""
+    """
+    Image files as items `{"images": (C, *size) integers}`, read when they are asked for.
+
+    `ValueError`, naming the file, for one that can't be read, that has levels beyond `num_levels`, or that would be another
+    picture after [`write_image`].
+    """
 
     def __init__(self, files: Sequence[ImageFile], num_levels: int, preparation: Preparation = AS_STORED):
         self.files, self.num_levels, self.decoder = files, num_levels, Decoder(preparation)
@@ -60,11 +64,15 @@ class ImageFiles(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         path = self.files[index].path
+        is_array = path.suffix.lower() == ARRAY
         try:
-            stored = _array(path) if path.suffix.lower() == ARRAY else path.read_bytes()
-            pixels, _ = self.decoder(stored)
+            pixels, levels = self.decoder(_array(path) if is_array else path.read_bytes())
         except (UnsuitableImage, OSError) as error:
             raise ValueError(Message("{!r}: {}", str(path), error)) from error
+        if not is_array and levels != (written := levels_of_pictures(self.num_levels)):
+            text = "{!r} is a picture of {} levels, but what is read back would be one of {}: "
+            text += "{convert:L} or `RGB` makes it so." if written == 256 else "give pictures of that depth."
+            raise ValueError(Message(text, str(path), levels, written))
         if (highest := int(pixels.max())) >= self.num_levels:
             raise ValueError(f"{str(path)!r} has the level {highest}, but the model has {self.num_levels} levels, from 0.")
         return {"images": pixels}
@@ -77,19 +85,24 @@ def _array(path: Path) -> np.ndarray:
         raise UnsuitableImage("It is no array that can be read without running code.") from error
 
 
+def levels_of_pictures(num_levels: int) -> int:
+    """How many levels a picture's format has that holds so many: 2, 256 or 65,536."""
+    return next((levels for levels in (2, 256) if num_levels <= levels), 1 << 16)
+
+
 def write_image(folder: Path, name: str, image: Tensor, num_levels: int) -> Path:
     """
-    Write an integer image `(C, *size)` below a folder: a PNG where one holds it, else a NumPy array `(*size, C)`.
+    Write an integer image `(C, *size)` below a folder: a PNG where one holds it, else, or by its name, an array `(*size, C)`.
 
     A name with another suffix gets that one more. Raises `ValueError` for a name that leads out of the folder.
     """
-    picture = _picture(image, num_levels)
+    picture = None if name.lower().endswith(ARRAY) else _picture(image, num_levels)
     suffix = ARRAY if picture is None else ".png"
     path = folder / checked_name(name if name.lower().endswith(suffix) else name + suffix)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("xb") as file:
         if picture is None:
-            np.save(file, image.movedim(0, -1).numpy().astype(np.uint16 if num_levels <= 1 << 16 else np.int32))
+            np.save(file, image.movedim(0, -1).numpy().astype(_dtype(num_levels)))
         else:
             picture.save(file, "PNG")
     return path
@@ -105,8 +118,12 @@ def checked_name(name: str) -> str:
 
 
 def _picture(image: Tensor, num_levels: int) -> PIL.Image.Image | None:
-    channels = image.shape[0]
-    if image.ndim != 3 or channels > 4 or num_levels > 1 << 16 or (num_levels > 256 and channels > 1):
+    channels, levels = image.shape[0], levels_of_pictures(num_levels)
+    if image.ndim != 3 or channels > 4 or num_levels > 1 << 16 or (levels != 256 and channels > 1):
         return None
-    array = image.movedim(0, -1).numpy().astype(np.uint8 if num_levels <= 256 else np.uint16)
+    array = image.movedim(0, -1).numpy().astype(bool if levels == 2 else _dtype(num_levels))
     return PIL.Image.fromarray(array[..., 0] if channels == 1 else np.ascontiguousarray(array))
+
+
+def _dtype(num_levels: int) -> type[np.integer]:
+    return np.uint8 if num_levels <= 256 else np.uint16 if num_levels <= 1 << 16 else np.int32
