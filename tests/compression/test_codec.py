@@ -3,6 +3,7 @@
 import io
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -268,3 +269,19 @@ def test_a_model_of_continuous_time_is_refused():
     vdm = VDM(VDMUNet2DModel(sample_size=4, in_channels=1, **TINY), LinearSchedule())
     with pytest.raises(ValueError, match="num_timesteps"):
         Compressor(io.BytesIO(), vdm)
+
+
+def test_an_error_ends_the_work_on_its_block():
+    """The images of a block that nobody waits for any longer are not coded."""
+    coded, pipeline = [], tiny_pipeline()
+
+    def on_image():
+        coded.append(None)
+        time.sleep(0.01)
+
+    with pytest.raises(KeyboardInterrupt):
+        with Compressor(io.BytesIO(), coding_model(pipeline, 2), images_per_block=400, on_image=on_image) as compressor:
+            for image in some_images(400):
+                compressor.append(Item(image))
+            raise KeyboardInterrupt
+    assert len(coded) < 400

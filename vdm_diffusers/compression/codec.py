@@ -173,8 +173,12 @@ class Compressor:
 
     def _submit(self) -> None:
         items, self._waiting = self._waiting, []
-        for packed in self._workers.run(lambda: pack(items, self.latents, self.on_image)):
+        for packed in self._workers.run(lambda: pack(items, self.latents, self._count)):
             self._add(*packed)
+
+    def _count(self) -> None:
+        self._workers.check()
+        self.on_image()
 
     def _add(self, block: Block, rates: Rates) -> None:
         self.rates.add(rates)
@@ -243,12 +247,16 @@ class Decompressor:
         damage = None
         try:
             for block in read_blocks(self.file, self.header):
-                yield from map(self._images, self._workers.run(partial(unpack, block, self.latents, self.on_image)))
+                yield from map(self._images, self._workers.run(partial(unpack, block, self.latents, self._count)))
         except DamagedFile as error:
             damage = error
         yield from map(self._images, self._workers.rest())
         if damage is not None:
             raise damage
+
+    def _count(self) -> None:
+        self._workers.check()
+        self.on_image()
 
     def _images(self, items: list[Item]) -> Decompressed:
         dtype = torch.uint8 if self.header.num_levels <= 256 else torch.int32

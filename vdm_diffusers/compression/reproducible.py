@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import TypeVar
 
@@ -27,6 +27,7 @@ class ReproducibleWorkers:
         self.vdm = vdm
 
     def __enter__(self) -> "ReproducibleWorkers":
+        self._leaving = False
         self.num_threads = torch.get_num_threads()
         self._results: deque = deque()
         with ExitStack() as contexts:
@@ -37,6 +38,7 @@ class ReproducibleWorkers:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._leaving = True
         self._pool.shutdown(cancel_futures=True)
         self._contexts.close()
 
@@ -45,6 +47,11 @@ class ReproducibleWorkers:
         self._results.append(self._pool.submit(self._run, function))
         while len(self._results) > self.num_threads:
             yield self._results.popleft().result()
+
+    def check(self) -> None:
+        """To be called between images: `CancelledError` once nobody waits for them."""
+        if self._leaving:
+            raise CancelledError
 
     def rest(self) -> Iterator[Result]:
         """All other results."""
