@@ -72,7 +72,7 @@ class Header:
     def __post_init__(self):
         check_fields(self)
         if not 2 <= len(self.shape) <= 4 or self.num_dims > MAX_DIMS:
-            raise ValueError(f"`shape` is {self.shape}, but must be (C, *size) with at most {MAX_DIMS:,} numbers.")
+            raise ValueError(f"`shape` must be (C, *size) with at most {MAX_DIMS:,} numbers, but is {self.shape}.")
         if not 2 <= len(self.gammas) <= MAX_STEPS + 1 or not all(low < high for low, high in pairwise(self.gammas)):
             raise ValueError(f"`gammas` must increase, and be those of 1 to {MAX_STEPS:,} steps.")
         words = [self.weights, self.variances or "", *self.arithmetic, *self.arithmetic.values()]
@@ -123,7 +123,7 @@ def write_block(file: BinaryIO, block: Block, num_before: int) -> None:
     """Append a block, which follows so many images; `ValueError` for names that are too long."""
     text = json.dumps(block.facts, separators=(",", ":")).encode() if block.facts else b""
     if len(text) > MAX_FACTS_BYTES * len(block.checksums):
-        raise ValueError(f"Names of images are too long: {MAX_FACTS_BYTES} bytes an image are the most that a file has for them.")
+        raise ValueError(f"Names of images are too long: a file has at most {MAX_FACTS_BYTES:,} bytes an image for them.")
     facts = zlib.compress(text, 9) if text else b""
     numbers = BLOCK.pack(len(block.checksums), block.num_plain, len(facts), len(block.words))
     content = BLOCK_TAG + numbers + facts + np.array(block.checksums, "<u4").tobytes() + block.words.astype("<u4").tobytes()
@@ -148,7 +148,7 @@ def read_header(file: BinaryIO) -> Header:
     if size > MAX_HEADER_BYTES:
         raise DamagedFile(f"The header claims {size:,} bytes, but has at most {MAX_HEADER_BYTES:,}.")
     content = _read_all(file, size, "the header")
-    _check_digest(file, "The header", magic, numbers, content)
+    _check_digest(_read_all(file, DIGEST_BYTES, "the header"), "The header", magic, numbers, content)
     known = _json(content, MAX_HEADER_BYTES, "The header")
     if missing := [field.name for field in fields(Header) if field.name not in known]:
         raise DamagedFile(f"The header lacks {', '.join(missing)}.")
@@ -170,12 +170,12 @@ def read_blocks(file: BinaryIO, header: Header) -> Iterator[Block]:
     content = _read_all(file, END.size, _after(num_images))
     if tag != END_TAG:
         raise DamagedFile(f"There is neither a block nor the end of the file, {_after(num_images)}.")
-    _check_digest(file, "The end of the file", tag, content)
+    _check_digest(_read_all(file, DIGEST_BYTES, _after(num_images)), "The end of the file", tag, content)
     (counted,) = END.unpack(content)
     if counted != num_images or not num_images:
         raise DamagedFile(f"The file has {num_images:,} images, but its end counts {counted:,}: blocks are missing.")
     if file.read(1):
-        raise DamagedFile(f"The file goes on after its end, which follows {num_images:,} images: something was appended to it.")
+        raise DamagedFile(f"The file goes on after its end, with its {num_images:,} images: something was appended to it.")
 
 
 def _after(num_images: int) -> str:
@@ -195,7 +195,8 @@ def _read_block(file: BinaryIO, header: Header, name: str, num_before: int) -> B
     facts = _read_all(file, num_facts_bytes, where)
     checksums = _read_all(file, 4 * count, where)
     words = _read_all(file, 4 * num_words, where)
-    _check_digest(file, name, PLACE.pack(num_before), BLOCK_TAG, numbers, facts, checksums, words)
+    digest = _read_all(file, DIGEST_BYTES, where)
+    _check_digest(digest, name, PLACE.pack(num_before), BLOCK_TAG, numbers, facts, checksums, words)
     known = _json(facts, max_facts_bytes, name) if facts else {}
     if not all(isinstance(values, list) and len(values) == count for values in known.values()):
         raise DamagedFile(f"{name} has names or labels for another number of images than it has.")
@@ -236,6 +237,6 @@ def _digest(*parts: bytes) -> bytes:
     return digest.digest()
 
 
-def _check_digest(file: BinaryIO, name: str, *parts: bytes) -> None:
-    if _read(file, DIGEST_BYTES) != _digest(*parts):
+def _check_digest(digest: bytes, name: str, *parts: bytes) -> None:
+    if digest != _digest(*parts):
         raise DamagedFile(f"{name} is damaged: its bytes are not those of its digest.")

@@ -83,8 +83,8 @@ def write_image(folder: Path, name: str, image: Tensor, num_levels: int) -> Path
     """
     Write an integer image `(C, *size)` below a folder: a PNG where one holds it, else a NumPy array `(*size, C)`.
 
-    A name with another suffix gets that one more. Raises `ValueError` for a name that leads out of the folder, and for one that
-    is there already.
+    A name with another suffix gets that one more. Raises `ValueError` for a name that leads out of the folder, or is there
+    already.
     """
     picture = _picture(image, num_levels)
     path = folder / _written_name(name, ARRAY if picture is None else PICTURE)
