@@ -16,7 +16,7 @@ import PIL.Image
 import pytest
 import torch
 from compressed_files import RawBlock, RawFile, put_together, take_apart
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, UNet2DModel
 from torch import Tensor
 
 from vdm_diffusers import VDM, LinearSchedule, VDMUNet2DModel
@@ -278,13 +278,25 @@ BOMBS = {
 
 @pytest.mark.parametrize("change", BOMBS.values(), ids=BOMBS)
 def test_what_a_block_claims_takes_no_memory(change, pipeline, content):
-    damaged = with_block(content, change)
+    check_refused_in_little_memory(pipeline, with_block(content, change))
+
+
+def check_refused_in_little_memory(pipeline: DiffusionPipeline, damaged: bytes) -> None:
     tracemalloc.start()
     blocks, message = read(pipeline, damaged)
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert not blocks and message is not None
     assert most < MAX_BYTES + 4 * len(damaged)
+
+
+def test_a_shape_that_the_model_leaves_open_takes_no_memory():
+    blocks = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "block_out_channels": (8,)}
+    unet = UNet2DModel(None, 1, 1, layers_per_block=1, norm_num_groups=4, add_attention=False, **blocks)
+    pipeline = VDM(unet, LinearSchedule(-6.0, 5.0), num_levels=NUM_LEVELS).to_pipeline()
+    written = compress(pipeline, IMAGES, NUM_STEPS)
+    assert torch.equal(decompress(pipeline, written), IMAGES)
+    check_refused_in_little_memory(pipeline, changed(written, shape=[1, 4096, 4096]))
 
 
 def test_a_file_of_other_weights_is_refused(content):

@@ -13,6 +13,9 @@ from typing import NamedTuple
 import numpy as np
 
 
+STATE_BITS = 64
+"""Of the coder, which holds so many bits at once."""
+
 REACH = 16
 """Standard deviations to either side of a mean that are told apart at once; what lies beyond takes 32 bits more."""
 
