@@ -12,8 +12,9 @@ from tqdm.auto import tqdm
 
 from .command_line import check_file_to_write, exit_with_message, option, parse_options, split_paths, without_traceback
 from .compress import ModelOptions
-from .compression import DamagedFile, Decompressor
+from .compression import Decompressor
 from .data.image_files import write_image
+from .guards.loading import reason_of
 from .guards.messages import Message
 from .guards.secrecy import guarded_output
 
@@ -53,9 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def decompress_file(path: Path, options: DecompressionOptions) -> int:
-    """Write the images of all whole blocks, and return how many; `ValueError` at the end if there was more."""
-    number = 0
-    pipeline = options.load()
+    """Write all images, and return how many; `ValueError` where that fails, after those of all whole blocks before."""
+    number, pipeline = 0, options.load()
     try:
         with path.open("rb") as file, tqdm(desc="decompressing", unit="image") as progress:
             with Decompressor(file, pipeline, options.force, on_image=progress.update) as decompressor:
@@ -64,9 +64,9 @@ def decompress_file(path: Path, options: DecompressionOptions) -> int:
                         name = f"{number:06}" if name is None else name
                         write_image(options.output_dir, name, image, decompressor.header.num_levels)
                         number += 1
-    except DamagedFile as error:
+    except (ValueError, OSError) as error:
         kept = f"The {number:,} images before that are in {str(options.output_dir)!r}." if number else "Nothing was written."
-        raise ValueError(Message("{} {}", error, kept)) from error
+        raise ValueError(Message("{} {}", reason_of(error), kept)) from error
     return number
 
 

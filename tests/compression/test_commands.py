@@ -11,7 +11,7 @@ from test_codec import tiny_pipeline
 
 from vdm_diffusers import compress, decompress
 from vdm_diffusers.compression.other_codecs import rates_of_others
-from vdm_diffusers.data.image_files import checked_name, write_image
+from vdm_diffusers.data.image_files import write_image
 
 
 def model(folder: Path, **options) -> str:
@@ -109,14 +109,15 @@ def test_a_name_gets_the_suffix_of_what_is_written(tmp_path):
     image = torch.zeros(1, 2, 2, dtype=torch.uint8)
     assert write_image(tmp_path, "a.jpg", image, 256).name == "a.jpg.png"
     assert write_image(tmp_path, "000001", image, 256).name == "000001.png"
-    with pytest.raises(FileExistsError):
+    with pytest.raises(ValueError, match="is there already"):
         write_image(tmp_path, "a.jpg", image, 256)
 
 
-@pytest.mark.parametrize("name", ["../a", "/a", "a/../../b", "a\\b", "C:a", "a\0", "", ".", "a//b", "a/", "x" * 300, "a\nb"])
-def test_names_that_lead_elsewhere_are_refused(name):
-    with pytest.raises(ValueError, match="no name of a file"):
-        checked_name(name)
+@pytest.mark.parametrize("name", ["../a", "/a", "a/../../b", "a\\b", "C:a", "a\0", "a//b", "x" * 300, "a\nb"])
+def test_names_that_lead_elsewhere_are_refused(name, tmp_path):
+    with pytest.raises(ValueError, match="no name that a file below a folder can have"):
+        write_image(tmp_path / "below", name, torch.zeros(1, 2, 2, dtype=torch.uint8), 256)
+    assert not list(tmp_path.rglob("*"))
 
 
 def test_what_is_wrong_is_said_before_any_work(tmp_path, capsys):
@@ -130,7 +131,7 @@ def test_what_is_wrong_is_said_before_any_work(tmp_path, capsys):
     write_image(tmp_path / "large", "black", torch.zeros(1, 5, 5, dtype=torch.uint8), 256)
     assert "but this is a model of" in refusal(capsys, compress, tmp_path / "large", *rest)
     twice = [tmp_path / "images" / next(iter(images))] * 2
-    assert "Two images are called" in refusal(capsys, compress, *twice, *rest)
+    assert "Two images would be written back as" in refusal(capsys, compress, *twice, *rest)
     assert "`--output` is missing" in refusal(capsys, compress, tmp_path / "images", *rest[:2])
     missing = refusal(capsys, compress, tmp_path / "images", *rest, "--few_steps_dir", tmp_path / "none")
     assert "`--few_steps_dir`" in missing and "has no scheduler of few steps" in missing

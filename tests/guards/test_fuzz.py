@@ -7,7 +7,7 @@ import fuzz
 import pytest
 
 
-@pytest.mark.parametrize("entry", ["options, YAML", "flags", "convert", "train on", "evaluate a stock pipeline"])
+@pytest.mark.parametrize("entry", ["options, YAML", "flags", "convert", "train on", "evaluate a stock pipeline", "decompress"])
 def test_mutated_files_are_refused_in_one_sentence_or_accepted(entry):
     """A few of those of `make fuzz`."""
     outcomes = fuzz.fuzz(6, [entry], num_processes=1)

@@ -27,14 +27,18 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
+import compressed_files
 import numpy as np
 import PIL.Image
 import torch
 from diffusers import AutoencoderKL, DDPMPipeline, DDPMScheduler, UNet2DModel
 from paths import ROOT
 
-from vdm_diffusers import VDM, LearnedMonotoneSchedule, VDMUNet2DModel, evaluate
+from vdm_diffusers import VDM, LearnedMonotoneSchedule, VDMUNet2DModel, decompress, evaluate
 from vdm_diffusers import train as train_command
+from vdm_diffusers.compression import Compressor
+from vdm_diffusers.compression.blocks import Item
+from vdm_diffusers.compression.coding_model import coding_model
 from vdm_diffusers.convert.__main__ import main as convert
 
 
@@ -92,6 +96,8 @@ def mutate(content: bytes, suffix: str, source: random.Random) -> bytes:
             content = _mutate_json(content, source)
         elif structured and suffix == ".safetensors":
             content = _mutate_header(content, source)
+        elif structured and suffix == ".vdm":
+            content = compressed_files.mutate(content, source, _mutate_json, _mutate_bytes)
         else:
             content = _mutate_bytes(content, source)
     return content
@@ -215,6 +221,16 @@ def stock_model(folder: Path) -> None:
     images(folder)
 
 
+def compressed_images(folder: Path) -> None:
+    pipeline = tiny_vdm().to_pipeline()
+    pipeline.save_pretrained(folder / "model")
+    levels = torch.randint(0, 17, (12, 1, 8, 8), generator=torch.Generator().manual_seed(0))
+    with (folder / "images.vdm").open("wb") as file:
+        with Compressor(file, coding_model(pipeline, 3), images_per_block=5) as compressor:
+            for i, image in enumerate(levels):
+                compressor.append(Item(image, f"{i % 2}/{i}.png"))
+
+
 def official_checkpoint(folder: Path) -> None:
     source = ROOT / "tests" / "convert" / "official_vdm" / "fixed_continuous"
     shutil.copy(source.with_suffix(".msgpack"), folder / "checkpoint.msgpack")
@@ -265,6 +281,12 @@ ENTRIES = {
         finished_run,
         ("run/training_config.json", "run/checkpoint-1/manifest.json"),
         lambda: plan(output_dir="run", resume_from_checkpoint="latest", checkpointing_steps=1),
+    ),
+    "decompress": Entry(
+        4,
+        compressed_images,
+        ("images.vdm",),
+        lambda: decompress.main(["images.vdm", *flags({"pretrained_model_name_or_path": "model", "output_dir": "out"})]),
     ),
     "images": Entry(
         1, images, ("images/**/*.png", "images/**/*.jpg"), lambda: plan(train_data_dir="images", cache_dir="cache")

@@ -13,11 +13,17 @@ from typing import NamedTuple
 import numpy as np
 
 
+STATE_BITS = 64
+"""Of the coder, which holds so many bits at once."""
+
 REACH = 16
 """Standard deviations to either side of a mean that are told apart at once; what lies beyond takes 32 bits more."""
 
 REACH_OF_DRAWS = 8
 """Standard deviations beyond which no draw lies."""
+
+MAX_REACH = 2**22
+"""Whole numbers to either side of a mean for which the frequencies of the coder suffice."""
 
 MAX_BIN = 2**30
 """The largest magnitude of a whole number that can be pushed."""
@@ -186,10 +192,18 @@ def _coders() -> ModuleType:
 
 
 def _around_mean(normal: Normal, reach: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-    """The whole numbers nearest to the means, what the means lie off them, deviations before rounding, and how far to count."""
+    """The whole numbers nearest to the means, what the means lie off them, deviations before rounding, and how far to count.
+
+    Raises `ValueError` for deviations that are too large to be coded.
+    """
     mean = normal.mean.clip(-MAX_BIN, MAX_BIN)
-    center = np.rint(mean)
-    return center.astype(np.int64), mean - center, np.sqrt(normal.std**2 - SHEPPARD), int(np.ceil(reach * normal.std.max())) + 1
+    center, widest = np.rint(mean), normal.std.max()
+    if not widest < MAX_REACH / REACH:
+        raise ValueError(
+            f"A latent has a standard deviation of {widest:.4g} bins, but less than {MAX_REACH // REACH:,} can be coded: lower"
+            " `bin_precision`, or take a chain whose steps are less unlike."
+        )
+    return center.astype(np.int64), mean - center, np.sqrt(normal.std**2 - SHEPPARD), int(np.ceil(reach * widest)) + 1
 
 
 def _num_words(normal: Normal) -> int:

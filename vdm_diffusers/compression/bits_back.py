@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..conditioning import Condition
-from .ans import BitStack
+from .ans import STATE_BITS, BitStack, ImpossibleDraw
 from .latents import CodedLatents
 
 
@@ -32,6 +32,8 @@ def pop_image(stack: BitStack, latents: CodedLatents, condition: Condition, plac
 
     Raises `ArithmeticError` for bits that no image left, which may also lead to a wrong one.
     """
+    if stack.num_bits < latents.num_dims - STATE_BITS:  # before anything of the size that a header claims is computed
+        raise ImpossibleDraw("There are fewer bits than the last latent takes, which are more than one a number.")
     key = place * (latents.num_steps + 1)
     z = stack.pop_normal(latents.last())
     for i in range(latents.num_steps, 0, -1):

@@ -80,22 +80,22 @@ def pack(items: Sequence[Item], latents: CodedLatents, on_image: Callable[[], No
 
 
 def unpack(block: Block, latents: CodedLatents, on_image: Callable[[], None]) -> list[Item]:
-    """The images of a block, int64; [`DamagedFile`] at the first that is not the one of its checksum."""
+    """The images of a block, uint8 for up to 256 levels, else int32; [`DamagedFile`] at the first that is not the one of its
+    checksum."""
     names, labels = (block.facts.get(name, [None] * len(block.checksums)) for name in ("names", "labels"))
     _check_facts(names, labels, num_classes(latents.vdm.unet))
     stack, items = _stack_of(block.words), []
-    num_coded = len(block.checksums) - block.num_plain
+    num_coded, num_levels = len(block.checksums) - block.num_plain, latents.vdm.num_levels
+    dtype = torch.uint8 if num_levels <= 256 else torch.int32
     for place, (expected, name, label) in enumerate(zip(block.checksums, names, labels)):
-        if place < num_coded:
-            image = _pop_coded(stack, latents, label, place)
-        else:
-            image = _pop_plain(stack, latents.shape, latents.vdm.num_levels)
-        if image is None or checksum(image.numpy()) != expected:
+        is_coded = place < num_coded
+        image = _pop_coded(stack, latents, label, place) if is_coded else _pop_plain(stack, latents.shape, num_levels)
+        if image is None or image.max() >= num_levels or checksum(image.numpy()) != expected:
             raise DamagedFile(
                 "An image is not the one that was compressed: the denoiser's outputs are others here than where the file was"
-                " written. Nothing of its block is given out."
+                " written, or the file was changed. Nothing of its block is given out."
             )
-        items.append(Item(image, name, label))
+        items.append(Item(image.to(dtype), name, label))
         on_image()
     return items
 

@@ -181,8 +181,8 @@ class Compressor:
         self.on_image()
 
     def _add(self, block: Block, rates: Rates) -> None:
+        self._write(partial(write_block, num_before=self.rates.num_images), block)
         self.rates.add(rates)
-        self._write(write_block, block)
 
     def _finish(self) -> None:
         if self.rates is None:
@@ -244,24 +244,28 @@ class Decompressor:
         self._workers.__exit__()
 
     def __iter__(self) -> Iterator[Decompressed]:
-        damage = None
+        for block in self._whole_blocks():
+            yield from map(_decompressed, self._workers.run(partial(unpack, block, self.latents, self._count)))
+        yield from map(_decompressed, self._workers.rest())
+        if self._damage is not None:
+            raise self._damage
+
+    def _whole_blocks(self) -> Iterator[Block]:
+        """Those before any damage, which is kept until their images are given out."""
+        self._damage: DamagedFile | None = None
         try:
-            for block in read_blocks(self.file, self.header):
-                yield from map(self._images, self._workers.run(partial(unpack, block, self.latents, self._count)))
+            yield from read_blocks(self.file, self.header)
         except DamagedFile as error:
-            damage = error
-        yield from map(self._images, self._workers.rest())
-        if damage is not None:
-            raise damage
+            self._damage = error
 
     def _count(self) -> None:
         self._workers.check()
         self.on_image()
 
-    def _images(self, items: list[Item]) -> Decompressed:
-        dtype = torch.uint8 if self.header.num_levels <= 256 else torch.int32
-        images, names, labels = zip(*items)
-        return Decompressed(torch.stack(images).to(dtype), list(names), list(labels))
+
+def _decompressed(items: list[Item]) -> Decompressed:
+    images, names, labels = zip(*items)
+    return Decompressed(torch.stack(images), list(names), list(labels))
 
 
 def _header(vdm: VDM, shape: tuple[int, ...], gammas: Sequence[float], bin_precision: int) -> Header:

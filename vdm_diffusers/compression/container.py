@@ -7,9 +7,11 @@ more is read into memory at once than the file has.
 import hashlib
 import json
 import struct
+import textwrap
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
 from typing import Annotated, Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -20,14 +22,23 @@ from ..guards.messages import Message
 
 MAGIC = b"\x89VDM\r\n\x1a\n"
 VERSION = 1
-MAX_HEADER_BYTES, MAX_FACTS_BYTES = 1 << 20, 1 << 26
-MAX_IMAGES = 1 << 16
-"""In a block."""
-MAX_DIMS = 1 << 28
-"""Numbers of a block's images together."""
+MAX_HEADER_BYTES = 1 << 18
+MAX_FACTS_BYTES = 1 << 10
+"""An image, of its name and its label as JSON."""
+MAX_STEPS = 1 << 12
+MAX_DIMS = 1 << 24
+"""Numbers of an image."""
+MAX_IMAGES, MAX_BLOCK_DIMS = 1 << 12, 1 << 28
+"""Images of a block, and their numbers together."""
+MAX_WORD = 100
+"""Characters of a hash, a version or a device."""
+MAX_REASON = 300
+"""Characters of what is wrong with a header, which may repeat what it says."""
 READ_AT_ONCE = 1 << 20
 DIGEST_BYTES = 8
 HEADER, BLOCK, END = struct.Struct("<BI"), struct.Struct("<IIII"), struct.Struct("<Q")
+PLACE = struct.Struct("<Q")
+"""How many images are before a block: not in the file, but in the block's digest, so that no block takes another's place."""
 BLOCK_TAG, END_TAG = b"B", b"E"
 
 
@@ -43,7 +54,7 @@ class Header:
     Attributes:
         shape (`list[int]`): `(C, *size)`.
         num_levels (`int`): Images are integers in `[0, num_levels)`.
-        gammas (`list[float]`): The chain, gamma_0 to gamma_T.
+        gammas (`list[float]`): The chain, gamma_0 to gamma_T, increasing.
         bin_precision (`int`): See [`CodedLatents`].
         weights (`str`): [`digest_of_weights`].
         variances (`str`, *optional*): [`digest_of_variances`].
@@ -61,9 +72,12 @@ class Header:
     def __post_init__(self):
         check_fields(self)
         if not 2 <= len(self.shape) <= 4 or self.num_dims > MAX_DIMS:
-            raise ValueError(f"`shape` is {self.shape}, but must be (C, *size) with at most {MAX_DIMS:,} numbers.")
-        if len(self.gammas) < 2 or not all(low < high for low, high in zip(self.gammas, self.gammas[1:])):
-            raise ValueError("`gammas` must be at least two, and increase.")
+            raise ValueError(f"`shape` must be (C, *size) with at most {MAX_DIMS:,} numbers, but is {self.shape}.")
+        if not 2 <= len(self.gammas) <= MAX_STEPS + 1 or not all(low < high for low, high in pairwise(self.gammas)):
+            raise ValueError(f"`gammas` must increase, and be those of 1 to {MAX_STEPS:,} steps.")
+        words = [self.weights, self.variances or "", *self.arithmetic, *self.arithmetic.values()]
+        if not all(isinstance(word, str) and word.isprintable() and len(word) <= MAX_WORD for word in words):
+            raise ValueError(f"`weights`, `variances` and `arithmetic` must be words of at most {MAX_WORD} characters.")
 
     @property
     def num_dims(self) -> int:
@@ -73,7 +87,7 @@ class Header:
     @property
     def max_images(self) -> int:
         """How many a block may have."""
-        return max(1, min(MAX_IMAGES, MAX_DIMS // self.num_dims))
+        return max(1, min(MAX_IMAGES, MAX_BLOCK_DIMS // self.num_dims))
 
 
 class Block(NamedTuple):
@@ -105,12 +119,15 @@ def write_header(file: BinaryIO, header: Header) -> None:
     file.write(start + _digest(start))
 
 
-def write_block(file: BinaryIO, block: Block) -> None:
-    """Append a block."""
-    facts = zlib.compress(json.dumps(block.facts, separators=(",", ":")).encode(), 9) if block.facts else b""
+def write_block(file: BinaryIO, block: Block, num_before: int) -> None:
+    """Append a block, which follows so many images; `ValueError` for names that are too long."""
+    text = json.dumps(block.facts, separators=(",", ":")).encode() if block.facts else b""
+    if len(text) > MAX_FACTS_BYTES * len(block.checksums):
+        raise ValueError(f"Names of images are too long: a file has at most {MAX_FACTS_BYTES:,} bytes an image for them.")
+    facts = zlib.compress(text, 9) if text else b""
     numbers = BLOCK.pack(len(block.checksums), block.num_plain, len(facts), len(block.words))
     content = BLOCK_TAG + numbers + facts + np.array(block.checksums, "<u4").tobytes() + block.words.astype("<u4").tobytes()
-    file.write(content + _digest(content))
+    file.write(content + _digest(PLACE.pack(num_before), content))
 
 
 def write_end(file: BinaryIO, num_images: int) -> None:
@@ -131,12 +148,15 @@ def read_header(file: BinaryIO) -> Header:
     if size > MAX_HEADER_BYTES:
         raise DamagedFile(f"The header claims {size:,} bytes, but has at most {MAX_HEADER_BYTES:,}.")
     content = _read_all(file, size, "the header")
-    _check_digest(file, magic + numbers + content, "The header")
+    _check_digest(_read_all(file, DIGEST_BYTES, "the header"), "The header", magic, numbers, content)
+    known = _json(content, MAX_HEADER_BYTES, "The header")
+    if missing := [field.name for field in fields(Header) if field.name not in known]:
+        raise DamagedFile(f"The header lacks {', '.join(missing)}.")
     try:
-        known = _json(content, MAX_HEADER_BYTES)
-        return Header(**{field.name: known.pop(field.name) for field in fields(Header)})
-    except (KeyError, TypeError, ValueError) as error:
-        raise DamagedFile(Message("The header says what no header does: {}", error)) from error
+        return Header(**{field.name: known[field.name] for field in fields(Header)})
+    except (TypeError, ValueError) as error:
+        reason = textwrap.shorten(str(error), MAX_REASON, placeholder=" …")
+        raise DamagedFile(f"The header says what no header does: {reason}") from error
 
 
 def read_blocks(file: BinaryIO, header: Header) -> Iterator[Block]:
@@ -144,46 +164,53 @@ def read_blocks(file: BinaryIO, header: Header) -> Iterator[Block]:
     num_blocks = num_images = 0
     while (tag := _read_all(file, 1, _after(num_images))) == BLOCK_TAG:
         num_blocks += 1
-        block = _read_block(file, header, f"Block {num_blocks}", _after(num_images))
+        block = _read_block(file, header, f"Block {num_blocks}", num_images)
         num_images += len(block.checksums)
         yield block
     content = _read_all(file, END.size, _after(num_images))
     if tag != END_TAG:
         raise DamagedFile(f"There is neither a block nor the end of the file, {_after(num_images)}.")
-    _check_digest(file, tag + content, "The end of the file")
+    _check_digest(_read_all(file, DIGEST_BYTES, _after(num_images)), "The end of the file", tag, content)
     (counted,) = END.unpack(content)
-    if counted != num_images:
+    if counted != num_images or not num_images:
         raise DamagedFile(f"The file has {num_images:,} images, but its end counts {counted:,}: blocks are missing.")
+    if file.read(1):
+        raise DamagedFile(f"The file goes on after its end, with its {num_images:,} images: something was appended to it.")
 
 
 def _after(num_images: int) -> str:
     return f"what follows its first {num_images:,} images" if num_images else "its first images"
 
 
-def _read_block(file: BinaryIO, header: Header, name: str, where: str) -> Block:
+def _read_block(file: BinaryIO, header: Header, name: str, num_before: int) -> Block:
+    where = _after(num_before)
     numbers = _read_all(file, BLOCK.size, where)
     count, num_plain, num_facts_bytes, num_words = BLOCK.unpack(numbers)
-    if not (0 < count <= header.max_images and num_plain <= count and num_facts_bytes <= MAX_FACTS_BYTES):
-        raise DamagedFile(f"{name} claims what no block has: {count:,} images, {num_plain:,} of them plain.")
+    max_facts_bytes = MAX_FACTS_BYTES * count
+    if not (0 < count <= header.max_images and num_plain <= count and num_facts_bytes <= max_facts_bytes):
+        raise DamagedFile(
+            f"{name} claims what no block has: {count:,} images, {num_plain:,} of them plain, and {num_facts_bytes:,} bytes of"
+            " names and labels."
+        )
     facts = _read_all(file, num_facts_bytes, where)
     checksums = _read_all(file, 4 * count, where)
     words = _read_all(file, 4 * num_words, where)
-    _check_digest(file, BLOCK_TAG + numbers + facts + checksums + words, name)
-    known = _json(facts, MAX_FACTS_BYTES) if facts else {}
+    digest = _read_all(file, DIGEST_BYTES, where)
+    _check_digest(digest, name, PLACE.pack(num_before), BLOCK_TAG, numbers, facts, checksums, words)
+    known = _json(facts, max_facts_bytes, name) if facts else {}
     if not all(isinstance(values, list) and len(values) == count for values in known.values()):
         raise DamagedFile(f"{name} has names or labels for another number of images than it has.")
     return Block(num_plain, np.frombuffer(checksums, "<u4").tolist(), known, np.frombuffer(words, "<u4").astype(np.uint32))
 
 
-def _json(content: bytes, max_bytes: int) -> dict[str, Any]:
+def _json(content: bytes, max_bytes: int, name: str) -> dict[str, Any]:
     unpacked = zlib.decompressobj()
     try:
-        text = unpacked.decompress(content, max_bytes)
-        known = json.loads(text)
+        known = json.loads(unpacked.decompress(content, max_bytes))
     except (zlib.error, ValueError, RecursionError) as error:
-        raise DamagedFile("A part that should be JSON is none.") from error
+        raise DamagedFile(f"{name} has something else where JSON should be.") from error
     if unpacked.unconsumed_tail or not isinstance(known, dict):
-        raise DamagedFile("A part that should be JSON is too large, or no object.")
+        raise DamagedFile(f"{name} has JSON that is too large, or no object.")
     return known
 
 
@@ -203,10 +230,13 @@ def _read_all(file: BinaryIO, size: int, where: str) -> bytes:
     return content
 
 
-def _digest(content: bytes) -> bytes:
-    return hashlib.blake2b(content, digest_size=DIGEST_BYTES).digest()
+def _digest(*parts: bytes) -> bytes:
+    digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
+    for part in parts:
+        digest.update(part)
+    return digest.digest()
 
 
-def _check_digest(file: BinaryIO, content: bytes, name: str) -> None:
-    if _read_all(file, DIGEST_BYTES, name[0].lower() + name[1:]) != _digest(content):
+def _check_digest(digest: bytes, name: str, *parts: bytes) -> None:
+    if digest != _digest(*parts):
         raise DamagedFile(f"{name} is damaged: its bytes are not those of its digest.")

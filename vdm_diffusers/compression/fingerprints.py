@@ -1,6 +1,7 @@
 """What must be the same where a file is written and where it is read: the weights, the variances, and the arithmetic."""
 
 import hashlib
+import textwrap
 from importlib.metadata import version
 from typing import Any
 
@@ -11,11 +12,18 @@ from ..error_profiles import ErrorProfile
 from ..guards.messages import Message
 from ..precision import compute_dtype
 from ..vdm import VDM
-from .container import Header
+from .container import MAX_REASON, Header
 
 
 LIBRARIES = ("torch", "diffusers", "transformers", "numpy", "constriction")
 """Whose versions may change a last digit, by which a file becomes unreadable."""
+
+PARTS = {
+    "weights": "another model, or other weights of it,",
+    "num_levels": "another number of levels",
+    "variances": "other variances of the steps",
+}
+"""Of a header, which must be those of the pipeline."""
 
 
 def digest_of_weights(vdm: VDM) -> str:
@@ -47,10 +55,10 @@ def arithmetic_of(vdm: VDM) -> dict[str, Any]:
 
 def check_same(written: Header, own: Header, force: bool) -> None:
     """Raise `ValueError`, saying what differs, unless a file was written with this model and, but for `force`, arithmetic."""
-    for name, what in (("weights", "another model, or other weights of it,"), ("variances", "other variances of the steps")):
+    for name, what in PARTS.items():
         if getattr(written, name) != getattr(own, name):
             raise ValueError(
-                f"The file was written with {what} than this pipeline has (hash {getattr(written, name)}, here"
+                f"The file was written with {what} than this pipeline has ({getattr(written, name)}, here"
                 f" {getattr(own, name)}): load the pipeline that it was compressed with."
             )
     other = [
@@ -63,4 +71,4 @@ def check_same(written: Header, own: Header, force: bool) -> None:
             "The file was written with {}, where the last digits of the denoiser's outputs may be others: decompress it there,"
             " or try it here by {force}, which checks every image."
         )
-        raise ValueError(Message(text, ", ".join(other)))
+        raise ValueError(Message(text, textwrap.shorten(", ".join(other), MAX_REASON, placeholder=" …")))

@@ -1,8 +1,9 @@
 """Image files by name: found, read one by one, and written so that reading them gives the same integers."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import PIL.Image
@@ -14,8 +15,8 @@ from ..pictures import UnsuitableImage
 from .decoding import AS_STORED, Decoder, Preparation
 
 
-ARRAY = ".npy"
-"""The suffix of what no picture holds."""
+PICTURE, ARRAY = ".png", ".npy"
+"""What images are written as, and what no picture holds."""
 
 MAX_NAME_BYTES = 250
 
@@ -31,7 +32,7 @@ def find_image_files(paths: Sequence[Path]) -> list[ImageFile]:
     """
     Files as they are given, and all images and arrays below folders, by name.
 
-    Raises `ValueError` for what is not there, for folders without any, and for two of one name.
+    Raises `ValueError` for what is not there, for folders without any, and for names that [`write_image`] can't write again.
     """
     suffixes = {*PIL.Image.registered_extensions(), ARRAY}
     found = []
@@ -42,9 +43,10 @@ def find_image_files(paths: Sequence[Path]) -> list[ImageFile]:
         if path.is_dir() and not inside:
             raise ValueError(f"There are no images in {str(path)!r}: name a folder of image files, or the files.")
         found += [ImageFile(file, file.relative_to(path).as_posix()) for file in inside] or [ImageFile(path, path.name)]
-    names = [file.name for file in found]
-    if doubled := next((name for name in names if names.count(name) > 1), None) if len({*names}) < len(names) else None:
-        raise ValueError(f"Two images are called {doubled!r}: name one folder above both, in which their names differ.")
+    for suffix in (PICTURE, ARRAY):
+        names = Counter(_written_name(file.name, suffix) for file in found)
+        if doubled := next((name for name, times in names.items() if times > 1), None):
+            raise ValueError(f"Two images would be written back as {doubled!r}: name one folder above both, or rename one.")
     return found
 
 
@@ -94,13 +96,12 @@ def write_image(folder: Path, name: str, image: Tensor, num_levels: int) -> Path
     """
     Write an integer image `(C, *size)` below a folder: a PNG where one holds it, else, or by its name, an array `(*size, C)`.
 
-    A name with another suffix gets that one more. Raises `ValueError` for a name that leads out of the folder.
+    A name with another suffix gets that one more. Raises `ValueError` for a name that leads out of the folder, or is there
+    already.
     """
     picture = None if name.lower().endswith(ARRAY) else _picture(image, num_levels)
-    suffix = ARRAY if picture is None else ".png"
-    path = folder / checked_name(name if name.lower().endswith(suffix) else name + suffix)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("xb") as file:
+    path = folder / _written_name(name, ARRAY if picture is None else PICTURE)
+    with _new_file(path) as file:
         if picture is None:
             np.save(file, image.movedim(0, -1).numpy().astype(_dtype(num_levels)))
         else:
@@ -108,12 +109,21 @@ def write_image(folder: Path, name: str, image: Tensor, num_levels: int) -> Path
     return path
 
 
-def checked_name(name: str) -> str:
-    """A name of a file below a folder, with `/`, as it is; `ValueError` for any other."""
+def _new_file(path: Path) -> BinaryIO:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("xb")
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ValueError(f"{str(path)!r} is there already, or has a file where its folder should be.") from error
+
+
+def _written_name(name: str, suffix: str) -> str:
+    """The name of a file below a folder, with `/`, that has the suffix; `ValueError` if there can be none."""
+    name = name if name.lower().endswith(suffix) else name + suffix
     path = PurePosixPath(name)
     plain = name.isprintable() and "\\" not in name and ":" not in name and len(name.encode()) <= MAX_NAME_BYTES
     if not plain or path.is_absolute() or ".." in path.parts or path.as_posix() != name or not path.name:
-        raise ValueError(f"{name[:60]!r} is no name of a file below a folder.")
+        raise ValueError(f"{name[:60]!r} is no name that a file below a folder can have on every system: rename it.")
     return name
 
 
