@@ -69,15 +69,16 @@ class ReproducibleWorkers:
 @contextmanager
 def _reproducible() -> Iterator[None]:
     num_threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    (had_mkldnn, *_) = torch.backends.mkldnn.set_flags(torch.backends.mkldnn.is_available(), _fp32_precision=None)
     torch.set_num_threads(1)
     torch.set_float32_matmul_precision("highest")
     try:
         with (
             torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
-            torch.backends.mkldnn.flags(enabled=torch.backends.mkldnn.is_available(), deterministic=True, allow_tf32=False),
             sdpa_kernel(SDPBackend.MATH),
         ):
             yield
     finally:
+        torch.backends.mkldnn.set_flags(had_mkldnn, _fp32_precision=None)
         torch.set_num_threads(num_threads)
         torch.set_float32_matmul_precision(precision)
