@@ -45,7 +45,7 @@ def chain_bound(vdm: VDM, images: Tensor, num_repeats: int) -> tuple[float, floa
     """Mean over images of the bound in all steps of the chain, and its error by the noise, in bits/dim."""
     generator, repeats = torch.Generator().manual_seed(0), []
     vdm = vdm.eval()
-    condition = mapped(lambda _, row: row.expand(len(images), *row.shape[1:]), condition_of(vdm))
+    condition = mapped(lambda _, row: row.expand(len(images), *row.shape[1:]), condition_of(vdm, vdm.prompt_encoder))
     for _ in range(num_repeats):
         total = 0.0
         for step in range(1, vdm.num_timesteps + 1):

@@ -137,7 +137,7 @@ class Untold(Dataset):
 
     def __init__(self, images: Dataset, vdm: VDM):
         self.images = images
-        self.condition = mapped(lambda _, tensor: tensor[0].cpu(), condition_of(vdm))
+        self.condition = mapped(lambda _, tensor: tensor[0].cpu(), condition_of(vdm, vdm.prompt_encoder))
 
     def __len__(self) -> int:
         return len(self.images)

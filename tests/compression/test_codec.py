@@ -21,6 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from vdm_diffusers import VDM, LearnedMonotoneSchedule, LinearSchedule, VDMPipeline, VDMUNet2DModel
 from vdm_diffusers.compression import Compressor, Decompressor, Item, coding_model, compress, decompress
 from vdm_diffusers.compression.coding_model import NUM_STEPS
+from vdm_diffusers.conditioning import HIDDEN_STATES
 from vdm_diffusers.error_profiles import ErrorProfile, cosine_axes
 from vdm_diffusers.scheduling.any_timesteps import keep_timesteps
 
@@ -145,11 +146,21 @@ def test_labels_of_classes_are_told_and_kept():
 
 
 def test_a_model_of_text_is_told_none():
+    """Nor what its encoder remembers of calls under other settings."""
     torch.manual_seed(0)
     denoiser = conditional_unet()
     scheduler = VDM(denoiser, LinearSchedule(-8.0, 5.0)).to_scheduler()
     pipeline = VDMPipeline(denoiser, scheduler, text_encoder=clip(), tokenizer=tokenizer())
-    check_round_trip(pipeline, some_images(4, 4, (8, 8), 256), num_inference_steps=2)
+    images = some_images(4, 4, (8, 8), 256)
+    expected, file, vdm = check_round_trip(pipeline, images, num_inference_steps=2), io.BytesIO(), coding_model(pipeline, 2)
+    vdm.prompt_encoder.stored = {"": {HIDDEN_STATES: torch.ones(77, 8)}}
+    with Compressor(file, vdm) as compressor:
+        for image in images:
+            compressor.append(Item(image))
+    assert file.getvalue() == expected
+    pipeline.text_encoder.get_input_embeddings().weight.data.add_(1)
+    with pytest.raises(ValueError, match="other weights"):
+        decompress(pipeline, expected)
 
 
 def test_batches_and_threads_make_no_difference():

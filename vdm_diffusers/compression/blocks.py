@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..conditioning import Condition, as_condition, num_classes, to_device
+from ..text_encoders import PromptEncoder
 from ..vdm import VDM
 from .ans import BitStack
 from .bits_back import pop_image, push_image
@@ -71,7 +72,7 @@ def pack(items: Sequence[Item], latents: CodedLatents, on_image: Callable[[], No
             rates.num_plain += 1
             rates.initial_bits += stack.num_bits - before
         else:
-            push_image(stack, latents, item.image, condition_of(latents.vdm, item.label), place)
+            push_image(stack, latents, item.image, condition_of(latents.vdm, latents.prompt_encoder, item.label), place)
             rates.net_bits += stack.num_bits - before
         on_image()
     facts = {"names": [item.name for item in items], "labels": [item.label for item in items]}
@@ -116,14 +117,14 @@ def _stack_of(words: np.ndarray) -> BitStack:
 
 def _pop_coded(stack: BitStack, latents: CodedLatents, label: int | None, place: int) -> Tensor | None:
     try:
-        return pop_image(stack, latents, condition_of(latents.vdm, label), place)
+        return pop_image(stack, latents, condition_of(latents.vdm, latents.prompt_encoder, label), place)
     except ArithmeticError:  # latents of other bits can be anything
         return None
 
 
-def condition_of(vdm: VDM, label: int | None = None) -> Condition:
+def condition_of(vdm: VDM, prompt_encoder: PromptEncoder | None, label: int | None = None) -> Condition:
     """What the denoiser is told of an image: its class, or that none is known, and no text."""
-    condition = {} if vdm.prompt_encoder is None else vdm.prompt_encoder([""], vdm.unet)
+    condition = {} if prompt_encoder is None else prompt_encoder([""], vdm.unet)
     if (null := num_classes(vdm.unet)) is not None:
         condition = as_condition(condition, torch.tensor([null if label is None else label]))
     return to_device(condition, vdm.noise_schedule.device)

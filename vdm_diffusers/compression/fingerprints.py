@@ -27,9 +27,10 @@ PARTS = {
 
 
 def digest_of_weights(vdm: VDM) -> str:
-    """A hash of the denoiser and of what its outputs mean, 32 hexadecimal digits."""
+    """A hash of the denoiser, of what its outputs mean, and of text encoders, 32 hexadecimal digits."""
     meaning = (type(vdm.unet).__name__, vdm.prediction_type, sorted(vdm.timestep_map.config.items()), vdm.num_levels)
-    return _digest(repr(meaning), vdm.unet.state_dict())
+    encoders = [] if vdm.prompt_encoder is None else [encoder for _, encoder in vdm.prompt_encoder.parts]
+    return _digest(repr(meaning), *(module.state_dict() for module in (vdm.unet, *encoders)))
 
 
 def digest_of_variances(error_profile: ErrorProfile | None) -> str | None:
@@ -37,9 +38,9 @@ def digest_of_variances(error_profile: ErrorProfile | None) -> str | None:
     return None if error_profile is None else _digest(error_profile.basis, dict(error_profile.named_buffers()))
 
 
-def _digest(text: str, tensors: dict[str, Tensor]) -> str:
+def _digest(text: str, *states: dict[str, Tensor]) -> str:
     digest = hashlib.sha256(text.encode())
-    for name, tensor in sorted(tensors.items()):
+    for name, tensor in (item for state in states for item in sorted(state.items())):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()[:32]

@@ -41,6 +41,7 @@ class CodedLatents:
         shape: tuple[int, ...],
     ):
         self.vdm, self.shape = vdm, shape
+        self.prompt_encoder = None if vdm.prompt_encoder is None else vdm.prompt_encoder.without_memory()
         self.gammas = torch.tensor(gammas, dtype=torch.float64)
         self.profile = None if vdm.error_profile is None else copy.deepcopy(vdm.error_profile).double().cpu()
         self.axes = None if self.profile is None else self.profile.axes

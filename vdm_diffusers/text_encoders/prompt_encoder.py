@@ -1,8 +1,9 @@
 """A tokenizer and a text encoder as one function of prompts."""
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -74,6 +75,12 @@ class PromptEncoder:
         encoded = [self.stored[prompt] if prompt in self.stored else self._remembered(prompt) for prompt in prompts]
         tensors = {name: torch.stack([each[name] for each in encoded]) for name in encoded[0]}
         return condition_of_texts(tensors, self.image_size, unet)
+
+    def without_memory(self) -> Self:
+        """The same encoder, which knows no encodings yet: what it gives is computed now, not under settings of the past."""
+        fresh = copy.copy(self)
+        fresh.stored, fresh._remembered = {}, lru_cache(maxsize=REMEMBERED)(fresh.encode)
+        return fresh
 
     @torch.no_grad()
     def encode(self, prompt: str) -> dict[str, Tensor]:
