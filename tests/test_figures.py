@@ -104,7 +104,9 @@ def test_captions_that_begin_alike_are_told_apart(tmp_path):
 def test_frames_of_the_forward_process_have_their_gammas_beneath(tmp_path, monkeypatch):
     written, draw = [], PIL.ImageDraw.ImageDraw.multiline_text
     monkeypatch.setattr(
-        PIL.ImageDraw.ImageDraw, "multiline_text", lambda self, xy, text, **kw: written.append(text) or draw(self, xy, text, **kw)
+        PIL.ImageDraw.ImageDraw,
+        "multiline_text",
+        lambda self, xy, text, **options: written.append(text) or draw(self, xy, text, **options),
     )
     save_forward_process(torch.zeros(2, 1, 8, 8), LinearSchedule(-8.0, 4.0), tmp_path / "forward_process.png", num_times=5)
     gammas = ["γ = −8.0", "γ = −5.0", "γ = −2.0", "γ = 1.0", "γ = 4.0"]

@@ -56,8 +56,8 @@ def save_image_grid(images: list[PIL.Image.Image], path: Path, columns: int, min
 def save_labelled_grid(blocks: Mapping[str, list[PIL.Image.Image]], path: Path, min_size: int = 64) -> None:
     """Write images as [`save_image_grid`], block by block, each under its caption, as nearly a square as can be.
 
-    A block is a row of the grid, several rows if it has many images, or a part of one if it has few. A caption has as many lines
-    as it needs, three at most.
+    A block is a row of the grid, several rows if it has many images, or a part of one if it has few. A caption has as many
+    lines as it needs, three at most.
     """
     largest = max(len(images) for images in blocks.values())
     side = math.ceil(math.sqrt(len(blocks) * largest))
@@ -184,7 +184,8 @@ def save_training_curve(training: list[dict], validation: list[dict], path: Path
     axes.plot(*_points(training, unit), label="training images")
     errors = [record["standard_error"] for record in validation]
     axes.errorbar(*_points(validation, unit), errors, fmt="o-", label="held-out images, averaged weights (± standard error)")
-    axes.set(title="The bound during training", xlabel="training step", ylabel=f"{unit.label} (lower is better)", xlim=(0, last))
+    axes.set(title="The bound during training", xlabel="training step", ylabel=f"{unit.label} (lower is better)")
+    axes.set_xlim(0, last)
     settled = [
         (record["step"], record[unit.name] + sign * record.get("standard_error", 0))
         for record in training + validation

@@ -20,7 +20,8 @@ IDENTITY = torch.eye(3, dtype=torch.float64)
 
 
 def tiny_vdm(**options) -> VDM:
-    denoiser = VDMUNet2DModel(6, 2, block_channels=8, layers_per_side=1, norm_num_groups=4, fourier_powers=(), num_class_embeds=4)
+    options_of_unet = {"block_channels": 8, "layers_per_side": 1, "norm_num_groups": 4, "fourier_powers": ()}
+    denoiser = VDMUNet2DModel(6, 2, **options_of_unet, num_class_embeds=4)
     torch.nn.init.normal_(denoiser.conv_out.weight)
     schedule = LearnedMonotoneSchedule(-6.0, 4.0, num_features=16)
     return VDM(denoiser, schedule, **({"num_levels": 16} | options))

@@ -27,8 +27,8 @@ def bits_per_pixel(
         vdm ([`VDM`]): It is evaluated without dropout and left in the mode in which it was. With an error profile, its
             coordinates must be the elements: of the basis `"isotropic"` or `"entries"`.
         images, condition, generator: As [`~VDM.forward`] takes them.
-        times (`Tensor` of shape `(B,)`, *optional*), noise (`Tensor` of shape `(2, B, C, *size)`, *optional*): Those of a single
-            draw.
+        times (`Tensor` of shape `(B,)`, *optional*): Those of a single draw, as [`~VDM.forward`] takes them.
+        noise (`Tensor` of shape `(2, B, C, *size)`, *optional*): Likewise.
         num_repeats (`int`, defaults to 1): Draws an image. A single draw is at one noise level, which differs from image to
             image; some dozens show all levels.
 
