@@ -108,8 +108,8 @@ def test_frames_of_the_forward_process_have_their_gammas_beneath(tmp_path, monke
         "multiline_text",
         lambda self, xy, text, **options: written.append(text) or draw(self, xy, text, **options),
     )
-    save_forward_process(torch.zeros(2, 1, 8, 8), LinearSchedule(-8.0, 4.0), tmp_path / "forward_process.png", num_times=5)
-    gammas = ["γ = −8.0", "γ = −5.0", "γ = −2.0", "γ = 1.0", "γ = 4.0"]
+    save_forward_process(torch.zeros(2, 1, 8, 8), LinearSchedule(-8.0, 7.96), tmp_path / "forward_process.png", num_times=5)
+    gammas = ["γ = −8.0", "γ = −4.0", "γ = 0.0", "γ = 4.0", "γ = 8.0"]
     assert written[:-1] == 2 * gammas and written[-1].startswith("From data to noise.")
     picture = np.asarray(PIL.Image.open(tmp_path / "forward_process.png"))
     title = 4 + 14 * (written[-1].count("\n") + 1)

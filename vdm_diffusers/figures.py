@@ -144,7 +144,7 @@ def save_forward_process(x: Tensor, schedule: NoiseSchedule, path: Path, num_tim
     gammas = schedule(times.to(schedule.device)).cpu()
     z = torch.stack([gaussian.diffuse(x, eps, gamma) for gamma in gammas], dim=1)
     images = ((z.flatten(0, 1) + 1) / 2).permute(0, 2, 3, 1).numpy()
-    captions = [f"γ = {gamma:.1f}".replace("-", "−") for gamma in gammas.tolist()] * len(x)
+    captions = [f"γ = {round(gamma, 1) + 0.0:.1f}".replace("-", "−") for gamma in gammas.tolist()] * len(x)
     frames = [_framed(to_picture(image), 64) for image in images]
     grid = _grid([_captioned(frame, [caption], below=1) for frame, caption in zip(frames, captions)], columns=num_times)
     title = _lines("From data to noise. Beneath each frame its noise level, γ = −log(signal-to-noise ratio)", grid.width)
