@@ -26,7 +26,7 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     packages=find_packages(include=["vdm_diffusers", "vdm_diffusers.*"]),
-    package_data={"vdm_diffusers": ["py.typed"]},
+    package_data={"vdm_diffusers": ["py.typed", "training/report.html.jinja"]},
     python_requires=">=3.11",
     install_requires=[
         "torch>=2.13",

@@ -51,7 +51,7 @@ from .training.output_files import LOGS
 from .training.placement.choice import check_launch, check_placement, placement_of
 from .training.planning import check_disk_space, describe_plan, needs_of
 from .training.processes import on_main_process
-from .training.results import finish, report, upload_in_background
+from .training.results import finish, summary, upload_in_background
 from .training.resuming import Run
 from .training.run_lock import in_use, is_in_use
 from .training.sample_grids import draw_samples
@@ -155,7 +155,7 @@ def run(config_class: type[TrainingConfig], until_the_end: ExitStack) -> None:
             f"{COMMAND}: The model is trained, but {config.output_dir!r} lacks something:"
             f" {redacted(spelled(error, as_flag()))}{remedy}, and finish it by `--resume_from_checkpoint latest`."
         ) from error
-    print(report(config, data, metrics, vdm.unit))
+    print(summary(config, data, metrics, vdm.unit))
     if uploads is not None:
         with exit_with_message(COMMAND, RuntimeError):
             uploads.finish()

@@ -5,7 +5,7 @@ import inspect
 import math
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
@@ -43,8 +43,20 @@ STEP_OPTIONS = (
 """What a scheduler says of every step, whichever gammas are visited."""
 
 
+def per_image(values: Tensor) -> Tensor:
+    """Values `(B, *shape)` summed over each image, `(B,)`."""
+    return values.flatten(1).sum(1) if values.ndim > 1 else values
+
+
+REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {"sum": per_image, "none": lambda values: values}
+"""What becomes of the terms of the elements of an image."""
+
+
 class VDMLoss(NamedTuple):
     """The negative variational bound of each image, `-VLB(x) = prior + reconstruction + diffusion` (section 3.5).
+
+    Its terms are shaped `(B,)`. Where they were asked for without reduction they are those of each element, `(B, C, *size)`,
+    and so are all sums of them below.
 
     Attributes:
         prior (`Tensor` of shape `(B,)`): `KL(q(z_1|x) || p(z_1))`, prior matching, in nats.
@@ -87,7 +99,8 @@ class VDMLoss(NamedTuple):
     @property
     def objective(self) -> Tensor:
         """The training loss, `(B,)`: the bound in `unit`, its diffusion term weighted."""
-        return (self.prior + self.reconstruction + self.weight * self.diffusion) / self.nats_in_unit
+        weight = gaussian.expand(self.weight, self.diffusion)
+        return (self.prior + self.reconstruction + weight * self.diffusion) / self.nats_in_unit
 
 
 class NoiseLevel(NamedTuple):
@@ -200,6 +213,7 @@ class VDM(nn.Module):
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
         class_labels: Tensor | None = None,
+        reduction: str = "sum",
     ) -> VDMLoss:
         """
         Args:
@@ -213,6 +227,7 @@ class VDM(nn.Module):
             generator (`torch.Generator`, *optional*): Source of `times` and `noise` where they aren't given; defaults to the
                 global one of their device.
             class_labels (`Tensor` of shape `(B,)`, *optional*): Short for `condition={"class_labels": class_labels}`.
+            reduction (`str`, defaults to `"sum"`): `"sum"` adds the terms up over each image, `"none"` keeps them an element.
 
         Returns:
             [`VDMLoss`], in float32 at least.
@@ -220,8 +235,9 @@ class VDM(nn.Module):
         Raises:
             `TypeError` and `ValueError`: for images as [`~VDM.scale`] refuses them or of another size than the denoiser's, for
             a condition as [`check_condition`] refuses it, for `times` and `noise` of another shape; on the CPU, where looking
-            costs nothing, also for times outside [0, 1].
+            costs nothing, also for times outside [0, 1]; for terms an element with an error profile along other axes.
         """
+        self._check_reduction(reduction)
         x = self.scale(images, generator)
         self._check_shape(images, x)
         condition = as_condition(condition, class_labels)
@@ -234,16 +250,26 @@ class VDM(nn.Module):
         reach = self._reach(x.dtype)
         level = self.noise_level(times)
         loss = VDMLoss(
-            diffusion=self.diffusion(x, level, noise[1], condition),
-            prior=self.prior(x),
-            reconstruction=self.reconstruction(images, noise[0], reach),
+            diffusion=self.diffusion(x, level, noise[1], condition, reduction),
+            prior=self.prior(x, reduction),
+            reconstruction=self.reconstruction(images, noise[0], reach, reduction),
             num_dims=x[0].numel(),
             unit=self.unit,
             weight=WEIGHTINGS[self.weighting](level.gamma),
         )
         # the interior of the schedule descends the variance of the estimate, see `noise_level`
-        scale_gradients(level.interior, 2 * (loss.weight * loss.diffusion).detach() / loss.nats_in_unit)
+        scale_gradients(level.interior, 2 * (loss.weight * per_image(loss.diffusion)).detach() / loss.nats_in_unit)
         return loss
+
+    def _check_reduction(self, reduction: str) -> None:
+        if reduction not in REDUCTIONS:
+            raise ValueError(f"`reduction` is {reduction!r}, but must be one of {', '.join(REDUCTIONS)}.")
+        profile = self.error_profile
+        if reduction == "none" and profile is not None and profile.axes is not None:
+            raise ValueError(
+                f"The error profile has the basis {profile.basis!r}, in which the bound is a sum over axes that mix the elements"
+                " of an image, so that none has terms of its own: take a profile of the basis 'isotropic' or 'entries'."
+            )
 
     @property
     def unit(self) -> Unit:
@@ -305,13 +331,13 @@ class VDM(nn.Module):
     def _level(self, v: Tensor) -> Tensor:
         return (2 * v + 1) / self.num_levels - 1
 
-    def prior(self, x: Tensor) -> Tensor:
-        """Prior matching, `KL(q(z_1|x) || N(0, I))`, `(B,)`, in nats."""
+    def prior(self, x: Tensor, reduction: str = "sum") -> Tensor:
+        """Prior matching, `KL(q(z_1|x) || N(0, I))`, `(B,)`, in nats; without reduction shaped as `x`."""
         _, gamma_1 = self.noise_schedule.end_points()
-        return gaussian.prior_kl(x, gamma_1).flatten(1).sum(1)
+        return REDUCTIONS[reduction](gaussian.prior_kl(x, gamma_1))
 
-    def reconstruction(self, images: Tensor, eps: Tensor, reach: int | None = None) -> Tensor:
-        """`-log p(x|z_0)` at `z_0 = alpha_0 x + sigma_0 eps`, `(B,)`, in nats.
+    def reconstruction(self, images: Tensor, eps: Tensor, reach: int | None = None, reduction: str = "sum") -> Tensor:
+        """`-log p(x|z_0)` at `z_0 = alpha_0 x + sigma_0 eps`, `(B,)`, in nats; without reduction shaped as `eps`.
 
         An element of an integer image has level v with probability `p(v|z_0) ∝ N(z_0; alpha_0 x_v, sigma_0²)` (section 3.3).
         Normalised over all levels k this is `-log p = log Σ_k exp(d (eps - d/2))`. Here `d = (k - v) / width`, and `width` is
@@ -323,7 +349,7 @@ class VDM(nn.Module):
         """
         gamma_0, _ = self.noise_schedule.end_points()
         if self.unit is NATS_PER_DIM:
-            return 0.5 * (math.log(2 * math.pi * math.e) + gamma_0).expand(len(eps)) * eps[0].numel()
+            return REDUCTIONS[reduction](0.5 * (math.log(2 * math.pi * math.e) + gamma_0).expand_as(eps))
         reach = self._reach(eps.dtype) if reach is None else reach
         width = self._width(gamma_0)
         count = min(2 * reach + 1, self.num_levels)
@@ -331,7 +357,7 @@ class VDM(nn.Module):
         first = (v + width.detach() * eps - reach).round().clamp(0, self.num_levels - count)
         steps = torch.arange(count, device=eps.device).reshape(-1, *[1] * eps.ndim)
         d = (first - v + steps) / width
-        return torch.logsumexp(d * torch.sub(eps, d, alpha=0.5), 0).flatten(1).sum(1)
+        return REDUCTIONS[reduction](torch.logsumexp(d * torch.sub(eps, d, alpha=0.5), 0))
 
     def _width(self, gamma_0: Tensor) -> Tensor:
         """The noise of `z_0 / alpha_0` in levels of an image."""
@@ -369,18 +395,24 @@ class VDM(nn.Module):
         gamma_s, gamma_t = self.noise_schedule(torch.stack([i - 1, i]) / self.num_timesteps)
         return NoiseLevel(gamma_t, self.num_timesteps * gaussian.denoising_kl_weight(gamma_s, gamma_t))
 
-    def diffusion(self, x: Tensor, level: NoiseLevel, eps: Tensor, condition: Condition | None = None) -> Tensor:
+    def diffusion(
+        self, x: Tensor, level: NoiseLevel, eps: Tensor, condition: Condition | None = None, reduction: str = "sum"
+    ) -> Tensor:
         """Denoising matching at `z_t = alpha_t x + sigma_t eps`, `(B,)`, in nats: its expectation over times is the term.
+
+        Without reduction it is shaped as `x`.
 
         `½ γ'(t) ||eps - eps_hat||²` in continuous time (section 5), `½ T expm1(γ(t) - γ(s)) ||eps - eps_hat||²` for T steps
         (section 4); with an error profile, [`~gaussian.reverse_kl`] for T steps.
         """
         if self.error_profile is None:
             error, scale = self._output_error(x, level.gamma, eps, condition)
-            return level.factor * scale**2 * (error**2).flatten(1).sum(1)
+            squares = REDUCTIONS[reduction](error**2)
+            return gaussian.expand(level.factor * scale**2, squares) * squares
         step = 2 / self.num_timesteps * level.factor[:, None]  # expm1(gamma_t - gamma_s)
         squares = self.error_profile.coordinates(self.residual(x, level.gamma, eps, condition)) ** 2
-        return self.num_timesteps * gaussian.reverse_kl(step, squares, self.error_profile(level.gamma)).sum(1)
+        kl = gaussian.reverse_kl(step, squares, self.error_profile(level.gamma))
+        return self.num_timesteps * REDUCTIONS[reduction](kl.reshape(x.shape))
 
     def residual(self, x: Tensor, gamma_t: Tensor, eps: Tensor, condition: Condition | None = None) -> Tensor:
         """`eps - eps_hat` at `z_t = alpha_t x + sigma_t eps`, shaped as `x`, whatever the denoiser predicts."""

@@ -207,7 +207,7 @@ def test_two_processes_push_once_and_the_card_says_what_was_measured(hub, tmp_pa
     repository = hub.repositories["user/digits"]
     assert len(repository.commits) == 2  # its creation is the first
     uploaded = repository.commits[repository.head]
-    for picture in ("samples.png", "noise_schedule.png", "forward_process.png", "samples/step-6.png"):
+    for picture in ("samples.png", "noise_schedule.png", "forward_process.png", "samples/step-6.png", "report.html"):
         assert picture in uploaded
     assert any(path.startswith("logs/") and "tfevents" in path for path in uploaded)
     card, metrics = ModelCard(uploaded["README.md"].decode()), json.loads(uploaded["metrics.json"])

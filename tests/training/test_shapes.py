@@ -57,6 +57,8 @@ def test_the_commands_know_no_images(train, monkeypatch, tmp_path, capsys, kind)
 
     size, channels = (shape, 1) if kind == "sequences" else (shape[:-1], shape[-1])
     assert np.load(tmp_path / "out" / "samples.npy").shape == (3, *size, channels)
+    report = (tmp_path / "out" / "report.html").read_text()
+    assert "samples.npy" in report and report.count("<img") == 2  # the curve and the schedule
     pipeline = VDMPipeline.from_pretrained(tmp_path / "out")
     images = pipeline(2, num_inference_steps=2, output_type="pt").images
     assert images.shape == (2, channels, *size) and images.min() >= 0 and images.max() <= 1

@@ -6,7 +6,6 @@ import shlex
 import shutil
 import warnings
 from concurrent.futures import Future
-from dataclasses import fields
 from glob import escape
 from pathlib import Path
 
@@ -24,8 +23,8 @@ from ..pipeline_vdm import VDMPipeline
 from ..units import BITS_PER_DIM, Unit
 from ..vdm import VDM
 from .config import TrainingConfig
+from .facts import evaluation_command, figures, options_of_weights
 from .output_files import ARRAY_OF_SAMPLES, CARD, CONFIG, NOISE_SCHEDULE, NOT_UPLOADED, SAMPLES, STAGING
-from .resuming import FREE_OPTIONS
 
 
 TASK, TASK_OF_TEXT = "unconditional-image-generation", "text-to-image"
@@ -108,7 +107,7 @@ def save_model_card(folder: Path, config: TrainingConfig, data: ImageData, vdm: 
         attribution="" if data.attribution is None else f" {data.attribution}",
         unit="bits per dimension" if vdm.unit is BITS_PER_DIM else "nats per dimension of the latents",
         progress="" if metrics["step"] == config.max_train_steps else f", after {metrics['step']} of its steps",
-        figures=_figures(metrics, vdm.unit),
+        figures="\n".join(f"| {name} | {figure} |" for name, figure in figures(metrics, vdm.unit)),
         source=_source(name, config, data, metrics, vdm.unit),
         repository=_literal(name),
         **_loading(vdm, _literal(name)),
@@ -121,7 +120,7 @@ def save_model_card(folder: Path, config: TrainingConfig, data: ImageData, vdm: 
         config_file=CONFIG,
         gamma_0=gamma_0,
         gamma_1=gamma_1,
-        options=json.dumps(_options_given(config), indent=2),
+        options=json.dumps(options_of_weights(config), indent=2),
         **{key: metrics[key] for key in ("num_images", "num_repeats", "step")},
         samples=f"![samples]({SAMPLES})" if len(data.shape) == 3 else f"`{ARRAY_OF_SAMPLES}` has, as an array in [0, 1],",
         **{key: getattr(config, key) for key in ("num_samples", "num_inference_steps", "seed")},
@@ -183,29 +182,6 @@ def _plain(name: str) -> str:
     return re.sub(r"([\\`*<>|\[\]])", r"\\\1", " ".join(name.split()))
 
 
-def evaluation_command(model: str, config: TrainingConfig, data: ImageData, metrics: dict) -> list[str]:
-    """What prints the figures of the card. Of a stream's held-out images `data` has the first alone."""
-    all_used = not config.streaming and metrics["num_images"] == len(data.validation)
-    options = {
-        "pretrained_model_name_or_path": model,
-        "dataset_name": config.dataset_name,
-        "dataset_config_name": config.dataset_config_name,
-        "data_dir": config.train_data_dir,
-        "image_column": config.image_column,
-        "label_column": config.label_column,
-        "caption_column": config.caption_column,
-        "num_spatial_dims": config.num_spatial_dims,
-        "split": config.validation_split,
-        "max_images": None if all_used else metrics["num_images"],
-        "num_timesteps": config.num_timesteps,
-        "num_repeats": metrics["num_repeats"],
-        "seed": config.seed,
-    }
-    flags = [part for name, value in options.items() if value is not None for part in (f"--{name}", str(value))]
-    flags += [*config.preparation.flags(), *["--skip_unreadable_images"] * config.skip_unreadable_images]
-    return ["python", "-m", "vdm_diffusers.evaluate", *flags]
-
-
 def _source(name: str, config: TrainingConfig, data: ImageData, metrics: dict, unit: Unit) -> str:
     if unit is not BITS_PER_DIM:
         return "It is one of a density, which depends on the scaling of the latents, and was measured by `train_vdm.py`."
@@ -229,28 +205,6 @@ def _metadata(name: str, config: TrainingConfig, data: ImageData, metrics: dict,
         eval_results=[result],
     )
     return card_data.to_yaml()
-
-
-def _figures(metrics: dict, unit: Unit) -> str:
-    low, high = metrics["interval_95"]
-    rows = [
-        f"| variational bound | {metrics[unit.name]:.4f} ± {metrics['standard_error']:.4f} |",
-        f"| — 95 % interval | {low:.4f} to {high:.4f} |",
-    ]
-    rows += [f"| — {term} | {metrics[term]:.4f} |" for term in ("prior", "reconstruction", "diffusion")]
-    if "worth_of_captions" in metrics:
-        worth = metrics["worth_of_captions"]
-        rows.append(f"| without captions | {metrics['without_captions']:.4f} |")
-        rows.append(f"| what the captions are worth | {worth['per_dim']:.4f} ± {worth['standard_error']:.4f} |")
-    if "histogram_bits_per_dim" in metrics:
-        rows.append(f"| one histogram for every pixel | {metrics['histogram_bits_per_dim']:.4f} |")
-    return "\n".join(rows)
-
-
-def _options_given(config: TrainingConfig) -> dict:
-    """The options that the weights depend on, where they are not defaults."""
-    defaults = {field.name: field.default for field in fields(config)}
-    return {name: value for name, value in config.public().items() if name not in FREE_OPTIONS and value != defaults[name]}
 
 
 def check_token(config: TrainingConfig) -> str:

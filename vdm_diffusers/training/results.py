@@ -1,4 +1,4 @@
-"""What a run leaves behind: the model, its pictures, `metrics.json` and the card, in its folder and on the Hub."""
+"""What a run leaves behind: the model, its pictures, `metrics.json`, card and report, in its folder and on the Hub."""
 
 import json
 import shutil
@@ -15,7 +15,8 @@ from ..units import BITS_PER_DIM, Unit
 from ..vdm import VDM
 from .config import TrainingConfig
 from .hub import Uploads, save_model_card
-from .output_files import FORWARD_PROCESS, METRICS, SAMPLES, TRAINING_CURVE, samples_of
+from .output_files import FORWARD_PROCESS, METRICS, REPORT, SAMPLES, TRAINING_CURVE, samples_of
+from .report import save_report
 from .sample_grids import Samples, sample_prompts, save_samples
 from .trainer import History
 
@@ -30,7 +31,7 @@ def finish(
     seconds: dict[str, float],
 ) -> dict:
     """
-    Write the trained model, its pictures, what was measured, and its card; return the measurements.
+    Write the trained model, its pictures, what was measured, its card and its report; return the measurements.
 
     The bounds are the one of the held-out images and, of a model of text, the one without their captions.
     """
@@ -48,6 +49,7 @@ def finish(
         metrics["worth_of_captions"] = asdict(Difference.between(unconditional, bound))
     metrics["seconds"] = seconds
     describe_model(folder, config, data, vdm, metrics)
+    save_report(folder, config, data, vdm, metrics)
     return metrics
 
 
@@ -79,7 +81,7 @@ def upload_in_background(uploads: Uploads, config: TrainingConfig, data: ImageDa
     return None if failure is None else f"the last upload failed: {failure} This one takes it up."
 
 
-def report(config: TrainingConfig, data: ImageData, metrics: dict, unit: Unit) -> str:
+def summary(config: TrainingConfig, data: ImageData, metrics: dict, unit: Unit) -> str:
     """The result in words, for a terminal."""
     histogram = ""
     if unit is BITS_PER_DIM:
@@ -95,5 +97,5 @@ def report(config: TrainingConfig, data: ImageData, metrics: dict, unit: Unit) -
         f"\n  = prior {metrics['prior']:.4f} + reconstruction {metrics['reconstruction']:.4f}"
         f" + diffusion {metrics['diffusion']:.4f}{histogram}{captions}"
         f"\n95 % interval of the figure: {metrics['interval_95'][0]:.4f} to {metrics['interval_95'][1]:.4f}."
-        f"\nPipeline, pictures and {METRICS} are in {config.output_dir}/."
+        f"\nPipeline, pictures and {METRICS} are in {config.output_dir}/, which {REPORT} shows."
     )
