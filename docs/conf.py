@@ -1,7 +1,9 @@
 """How `make docs` builds the site: Markdown by MyST, docstrings by autodoc, the theme Furo; nothing else is installed for it."""
 
 import inspect
+import re
 import sys
+from collections import _tuplegetter
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -27,9 +29,8 @@ exclude_patterns = ["_ext"]
 
 myst_heading_anchors = 4  # as GitHub has them, so that links lead to the same places there and here
 
-autodoc_default_options = {"members": True, "member-order": "bysource", "show-inheritance": True, "no-value": True}
+autodoc_default_options = {"members": True, "member-order": "bysource", "show-inheritance": True}
 autodoc_typehints_format = "short"
-autodoc_preserve_defaults = True
 maximum_signature_line_length = 88
 add_module_names = False
 napoleon_numpy_docstring = False
@@ -61,6 +62,18 @@ def leave_out_limits(app: Sphinx, documented: Callable, is_method: bool) -> None
         function.__annotations__.update(get_type_hints(function))  # which its wrappers share
 
 
+def leave_out_functions(
+    app: Sphinx, what: str, name: str, documented: object, options: object, signature: str | None, returns: str | None
+) -> tuple[str | None, str | None]:
+    """A default that is a function, which has no spelling, as `...`."""
+    return signature and re.sub(r"<function [\w.<>]+>", "...", signature), returns
+
+
+def is_left_out(app: Sphinx, what: str, name: str, member: object, skip: bool, options: object) -> bool | None:
+    """Fields of a `NamedTuple`, which the class itself describes; all else as Sphinx decides."""
+    return True if isinstance(member, _tuplegetter) else None
+
+
 def source_module(app: Sphinx, module: str, attribute: str) -> str | None:
     """Where a name of the package's root is defined: classes that a `model_index.json` names say that it is the root."""
     if module == vdm_diffusers.__name__:
@@ -73,4 +86,6 @@ def setup(app: Sphinx) -> None:
     app.add_directive("command-options", CommandOptions)
     app.connect("autodoc-process-docstring", rewrite_docstring, priority=400)  # before napoleon
     app.connect("autodoc-before-process-signature", leave_out_limits)
+    app.connect("autodoc-process-signature", leave_out_functions)
+    app.connect("autodoc-skip-member", is_left_out)
     app.connect("viewcode-follow-imported", source_module)
