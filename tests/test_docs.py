@@ -32,7 +32,7 @@ EXTENDED = (
 
 @pytest.fixture
 def digits_model(tmp_path, monkeypatch):
-    """Folders with untrained models in the working directory: three of digits, and `my-model` and `my-sdxl` of text and images."""
+    """Folders with untrained models in the working directory: of digits, and `my-model` and `my-sdxl` of text and images."""
     monkeypatch.chdir(tmp_path)
     unet = VDMUNet2DModel(8, 1, block_channels=8, layers_per_side=1, norm_num_groups=4, fourier_powers=(2, 3))
     VDM(unet, LearnedMonotoneSchedule(-8.0, 5.0, num_features=8), num_levels=17).save_pretrained("vdm-digits")
@@ -103,9 +103,7 @@ def test_links_lead_somewhere():
             assert link.startswith("http") or (page.parent / link).exists(), (page.name, link)
 
 
-@pytest.mark.parametrize(
-    "page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=attrgetter("name")
-)
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=attrgetter("name"))
 def test_files_that_a_page_names_exist(page):
     """Those of our folders, and Python files without one, which lie at the root; not a command that starts its message."""
     text = page.read_text()

@@ -3,6 +3,8 @@
 import inspect
 from dataclasses import MISSING
 from importlib import import_module
+from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
 from vdm_diffusers.command_line import Option, options_of
@@ -19,14 +21,14 @@ COMMANDS = {
 }
 """The dataclass of the options of each `python -m vdm_diffusers.…`."""
 
-KINDS = {bool: "true or false", int: "integer", float: "number", str: "text", None: ""}
+KINDS = {int: "integer", float: "number", str: "text", Path: "path"}
+"""What stands for a value; nothing for a boolean, whose flag is enough, and where all values are choices."""
 
 
 def as_markdown(command: str) -> str:
     """What the command does, how it is called, and every option."""
-    does, _, rest = inspect.getdoc(_module(command)).partition("\n\n")
-    calls = "\n".join(line for line in rest.splitlines() if line.startswith(("    ", "python", "accelerate")))
-    parts = [does, f"```shell\n{inspect.cleandoc(calls)}\n```", f"```{{program}} {command}\n```"]
+    does, calls, *_ = inspect.getdoc(_module(command)).split("\n\n")
+    parts = [does, f"```shell\n{dedent(calls)}\n```", f"```{{program}} {command}\n```"]
     return "\n\n".join(parts + [_entry(option) for option in options_of(options_class(command))]) + "\n"
 
 
@@ -47,12 +49,8 @@ def _entry(option: Option) -> str:
 
 
 def _values(option: Option) -> str:
-    values = "|".join(filter(None, (*option.choices, _kind(option))))
+    values = "|".join(filter(None, (*option.choices, KINDS.get(option.kind))))
     return f"{values} ..." if option.is_list else values
-
-
-def _kind(option: Option) -> str:
-    return "" if option.kind is None or option.kind is bool else option.kind.__name__.lower()
 
 
 def _default(option: Option) -> str:
