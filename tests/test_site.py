@@ -87,9 +87,15 @@ def test_commands_in_the_list_of_figures_are_those_of_the_pages():
 
 
 def test_broken_links_are_found(tmp_path):
-    (tmp_path / "a.html").write_text('<a href="b.html#there"></a><a href="#here" id="here"></a><a href="https://x.y/z"></a>')
-    (tmp_path / "b.html").write_text('<p id="there"></p><a href="a.html#gone"></a><img src="gone.png"><a href="gone.html"></a>')
-    assert check_links.broken_links(tmp_path) == ["b.html: a.html#gone", "b.html: gone.html", "b.html: gone.png"]
+    with pytest.raises(ValueError, match="no site"):
+        check_links.broken_links(tmp_path)
+    (tmp_path / "index.html").write_text(
+        '<a href="b.html#there"></a><a href="#here" id="here"></a><a href="https://x.y/z"></a>'
+    )
+    (tmp_path / "b.html").write_text(
+        '<p id="there"></p><a href="index.html#gone"></a><img src="gone.png"><a href="gone.html"></a>'
+    )
+    assert check_links.broken_links(tmp_path) == ["b.html: gone.html", "b.html: gone.png", "b.html: index.html#gone"]
 
 
 def test_the_site_builds(tmp_path):

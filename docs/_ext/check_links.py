@@ -25,7 +25,14 @@ class Page(HTMLParser):
 
 
 def broken_links(site: Path) -> list[str]:
-    """Links to files that the site doesn't have, or to places that a page of it doesn't have, each after its page."""
+    """
+    Links to files that the site doesn't have, or to places that a page of it doesn't have, each after its page.
+
+    Raises:
+        `ValueError`: for a folder without a front page, in which nothing would be broken.
+    """
+    if not (site / "index.html").is_file():
+        raise ValueError(f"There is no site in {str(site)!r}: build it first.")
     read = cache(Page)
     broken = []
     for path in sorted(site.rglob("*.html")):
