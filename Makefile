@@ -1,6 +1,7 @@
 # make train         installs into .venv, trains on the embedded digits, saves and samples: vdm-digits/
 # make train-emoji   the same for a model of text: emoji from their names, vdm-emoji/
 # make test          installs into .venv and runs the tests, a process a core, without network
+# make docs          builds docs/ into site/, refusing warnings and broken links
 # make test-lowest   the same with the lowest versions that setup.py declares, in .venv-lowest
 
 PYTHON ?= python3
@@ -35,8 +36,10 @@ style: .venv/dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: .venv/dev
-	$(BIN)/mkdocs build --strict
+docs: .venv/docs
+	rm -rf site
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs site
+	$(BIN)/python docs/_ext/check_links.py site
 
 bench: .venv/test
 	$(BIN)/python benchmarks/overhead.py

