@@ -105,7 +105,7 @@ def test_links_lead_somewhere():
     "page", [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")], ids=attrgetter("name")
 )
 def test_files_that_a_page_names_exist(page):
-    """Those of our folders, and Python files without one, at the root or beside a model; not a command that starts its message."""
+    """Those of our folders, and Python files without one, at the root or beside a model; not a command's name in a message."""
     text = page.read_text()
     named = re.findall(r"(?<![\w./-])(?:(?:vdm_diffusers|tests|docs|benchmarks)/[\w./-]+\.\w+|\w+\.py)\b(?!:)", text)
     assert [path for path in named if not (ROOT / path).is_file() and path not in BESIDE_A_MODEL] == []

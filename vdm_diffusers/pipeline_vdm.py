@@ -144,7 +144,7 @@ class VDMPipeline(PlainConfigMixin, DiffusionPipeline):
         return super().from_pipe(pipeline, **({name: value for name, value in given.items() if value is not None} | kwargs))
 
     def save_config(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> None:
-        """As in diffusers, whose `save_pretrained` calls it last; with the code that loads the pipeline where that is trusted."""
+        """As in diffusers, whose `save_pretrained` calls it last; with the code that loads the pipeline where it is trusted."""
         if type(self) is VDMPipeline:
             components = {name: self.config[name] for name in self.components}
             save_code(save_directory, VDMPipeline.__name__, components)

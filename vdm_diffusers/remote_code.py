@@ -1,8 +1,8 @@
 """Code beside a saved [`VDMPipeline`], by which diffusers loads it in programs that have not imported this package.
 
 It runs where a user allows it, by `from_pretrained(name, custom_pipeline="pipeline", trust_remote_code=True)`, and does nothing
-but import the package, which makes its classes known. Of a repository on the Hub, diffusers also wants a file of code beside every
-component whose class it doesn't know yet, before it runs any.
+but import the package, which makes its classes known. Of a repository on the Hub, diffusers also wants a file of code beside
+every component whose class it doesn't know yet, before it runs any.
 """
 
 import os

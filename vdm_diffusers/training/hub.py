@@ -95,8 +95,8 @@ WITHOUT_IMPORT = """So
 `module diffusers has no attribute VDMPipeline`. A program in which nothing can be imported may have the code of this repository
 do it: `DiffusionPipeline.from_pretrained({repository}, custom_pipeline="pipeline", trust_remote_code=True)`."""
 WITHOUT_IMPORT_OF_OTHERS = """Without that,
-`DiffusionPipeline.from_pretrained` may say that `vdm_diffusers` has not been imported, or that `scheduler/vdm_diffusers.py` does
-not exist."""
+`DiffusionPipeline.from_pretrained` may say that `vdm_diffusers` has not been imported, or that there is no
+`scheduler/vdm_diffusers.py`."""
 
 
 def save_model_card(folder: Path, config: TrainingConfig, data: ImageData, vdm: VDM, metrics: dict) -> None:
