@@ -99,3 +99,9 @@ def test_code_is_written_for_classes_of_the_package_alone(tmp_path):
     assert type(stock.unet) is UNet2DModel
     assert saved_code(stock, tmp_path / "stock") == {"pipeline.py"}
     assert saved_code(OtherPipeline(**tiny_pipeline().components), tmp_path / "other") == set()
+
+
+def test_code_that_is_there_is_kept(tmp_path):
+    (tmp_path / "pipeline.py").write_text("mine = 1")
+    tiny_pipeline().save_pretrained(tmp_path)
+    assert (tmp_path / "pipeline.py").read_text() == "mine = 1" and (tmp_path / "unet" / "vdm_diffusers.py").exists()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 LIBRARY = __package__
-CODE = '''"""Imports {name}, which diffusers does not know by itself: see "Use" in README.md."""
+CODE = '''"""Imports {name} for programs that have not: diffusers runs this with `trust_remote_code=True`."""
 
 try:
     from {library} import {name}
@@ -22,7 +22,7 @@ except ModuleNotFoundError as error:
 
 def save_code(folder: str | os.PathLike, pipeline: str, components: Mapping[str, tuple]) -> None:
     """
-    Write the files into the folder of a pipeline.
+    Write the files into the folder of a pipeline; one that is there is left alone, for it may be somebody's own.
 
     Args:
         folder (`str` or `os.PathLike`): The folder, made if need be.
@@ -33,5 +33,6 @@ def save_code(folder: str | os.PathLike, pipeline: str, components: Mapping[str,
     files |= {f"{name}/{LIBRARY}.py": cls for name, (library, cls) in components.items() if library == LIBRARY}
     for path, name in files.items():
         file = Path(folder, path)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(CODE.format(library=LIBRARY, name=name), encoding="utf-8")
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(CODE.format(library=LIBRARY, name=name), encoding="utf-8")
