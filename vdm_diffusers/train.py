@@ -193,7 +193,7 @@ def check_packages(config: TrainingConfig) -> None:
         packages["sklearn"] = "scikit-learn"
     for module, package in packages.items():
         if find_spec(module) is None:
-            raise ValueError(f"{package} is not installed: `pip install '.[quickstart]'` installs what training runs need.")
+            raise ValueError(f"{package} is not installed: `pip install 'vdm-diffusers[train]'` installs what training needs.")
     trackers = [*LOGGER_TYPE_TO_CLASS, "all", "none"]
     refuse_if(
         config.report_to not in trackers,

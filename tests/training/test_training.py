@@ -300,7 +300,7 @@ def test_a_missing_package_is_named_before_anything_is_written(train, tmp_path, 
     for module, package in (("matplotlib", "matplotlib"), ("sklearn", "scikit-learn")):
         with monkeypatch.context() as patch:
             patch.setattr(train_command, "find_spec", lambda name, module=module: None if name == module else name)
-            with pytest.raises(SystemExit, match=rf"{package} is not installed: `pip install '.\[quickstart\]'`"):
+            with pytest.raises(SystemExit, match=rf"{package} is not installed: `pip install 'vdm-diffusers\[train\]'`"):
                 train()
     monkeypatch.setattr(train_command, "get_available_trackers", list)
     with pytest.raises(

@@ -187,7 +187,7 @@ def _coders() -> ModuleType:
     try:
         import constriction
     except ImportError as error:
-        raise ValueError("Compression needs constriction: `pip install '.[compression]'` installs it.") from error
+        raise ValueError("Compression needs constriction: `pip install 'vdm-diffusers[compression]'` installs it.") from error
     return constriction.stream
 
 

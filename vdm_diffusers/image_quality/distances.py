@@ -60,7 +60,7 @@ def inception(weights_path: Path | None) -> nn.Module:
     torch-fidelity would unpickle whatever a file holds, so that it gets a copy of what was loaded as weights alone.
     """
     if find_spec("torch_fidelity") is None or find_spec("torchvision") is None:
-        raise ValueError("Inception needs torch-fidelity and torchvision: `pip install '.[fid]'` installs them.")
+        raise ValueError("Inception needs torch-fidelity and torchvision: `pip install 'vdm-diffusers[fid]'` installs them.")
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
     from torchmetrics.image.fid import NoTrainInceptionV3
 

@@ -59,6 +59,8 @@ The bound is an estimate by the moving average of the weights, ± its standard e
 pipe = {pipeline}
 images = pipe({asked}, num_inference_steps={num_inference_steps}{output_type}).images
 ```
+
+`pip install vdm-diffusers` installs the package, and importing it is what makes diffusers know its classes. {without}
 {classes}
 Other samplers of diffusers take its place:
 
@@ -79,13 +81,21 @@ images = pipe({asked}, num_inference_steps=20{output_type}).images
 
 ## Training
 
-{step} steps by `accelerate launch train_vdm.py {config_file}`; of the options that matter to the weights, these
-are not defaults:
+{step} steps by `accelerate launch -m vdm_diffusers.train {config_file}`; of the options that matter to the weights,
+these are not defaults:
 
 ```json
 {options}
 ```
 """
+
+WITHOUT_IMPORT = """So
+`DiffusionPipeline.from_pretrained({repository})` loads the model too, after `import vdm_diffusers`; without that it ends in
+`module diffusers has no attribute VDMPipeline`. A program in which nothing can be imported may have the code of this repository
+do it: `DiffusionPipeline.from_pretrained({repository}, custom_pipeline="pipeline", trust_remote_code=True)`."""
+WITHOUT_IMPORT_OF_OTHERS = """Without that,
+`DiffusionPipeline.from_pretrained` may say that `vdm_diffusers` has not been imported, or that there is no
+`scheduler/vdm_diffusers.py`."""
 
 
 def save_model_card(folder: Path, config: TrainingConfig, data: ImageData, vdm: VDM, metrics: dict) -> None:
@@ -131,10 +141,15 @@ def save_model_card(folder: Path, config: TrainingConfig, data: ImageData, vdm: 
 def _loading(vdm: VDM, repository: str) -> dict[str, str]:
     """How the pipeline is loaded: by itself, or from one of the class that the model came from."""
     if isinstance(vdm.to_original_pipeline(), VDMPipeline):
-        return {"imports": "from vdm_diffusers import VDMPipeline", "pipeline": f"VDMPipeline.from_pretrained({repository})"}
+        return {
+            "imports": "from vdm_diffusers import VDMPipeline",
+            "pipeline": f"VDMPipeline.from_pretrained({repository})",
+            "without": WITHOUT_IMPORT.format(repository=repository),
+        }
     return {
         "imports": "from diffusers import DiffusionPipeline\n\nfrom vdm_diffusers import VDMPipeline",
         "pipeline": f"VDMPipeline.from_pipe(DiffusionPipeline.from_pretrained({repository}))",
+        "without": WITHOUT_IMPORT_OF_OTHERS,
     }
 
 

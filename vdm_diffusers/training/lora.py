@@ -17,7 +17,7 @@ def add_adapters(unet: nn.Module, rank: int) -> None:
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
-        raise ValueError(Message("{lora_rank} needs peft: `pip install '.[lora]'` installs it.")) from error
+        raise ValueError(Message("{lora_rank} needs peft: `pip install 'vdm-diffusers[lora]'` installs it.")) from error
     places = [name for name, part in unet.named_modules() if isinstance(part, nn.Linear) and name.endswith(PROJECTIONS)]
     message = "{lora_rank} adapts attention, of which {} has none: leave it out, and all weights are trained."
     refuse_if(not places, message, type(unet).__name__)
