@@ -267,8 +267,8 @@ class VDM(nn.Module):
         profile = self.error_profile
         if reduction == "none" and profile is not None and profile.axes is not None:
             raise ValueError(
-                f"The error profile has the basis {profile.basis!r}, in which the bound is a sum over axes that mix the elements"
-                " of an image, so that none has terms of its own: take a profile of the basis 'isotropic' or 'entries'."
+                f"The error profile has the basis {profile.basis!r}, where the bound is a sum over axes that mix elements of"
+                " an image, so that none has terms of its own: take a profile of the basis 'isotropic' or 'entries'."
             )
 
     @property
