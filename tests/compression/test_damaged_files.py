@@ -1,5 +1,6 @@
 """Files that are damaged, hostile, or another model's: one sentence or right pixels, and no memory for what is not there."""
 
+import hashlib
 import io
 import itertools
 import json
@@ -190,7 +191,8 @@ CHANGES = {
     "no words": (lambda block: setattr(block, "words", b""), "not the one that was compressed"),
     "other words": (lambda block: setattr(block, "words", b"\1\2\3\4" * 30), "not the one that was compressed"),
     "words that are zero": (lambda block: setattr(block, "words", bytes(40)), "bits that no coder leaves"),
-    "other checksums": (lambda block: setattr(block, "checksums", bytes(20)), "not the one that was compressed"),
+    "other checksums": (lambda block: setattr(block, "checksums", bytes(10)), "not the one that was compressed"),
+    "another digest": (lambda block: setattr(block, "digest", bytes(8)), "not the one that was compressed"),
     "names of fewer images": (facts(names=["a"]), "another number of images"),
     "names that are numbers": (facts(names=[1] * 5), "no text"),
     "labels of no class": (facts(labels=[1] * 5), "no class of this model"),
@@ -250,8 +252,9 @@ def test_levels_that_the_model_has_not_are_refused_though_their_checksums_are_ri
         image, stack = torch.full(SHAPE, level), BitStack()
         stack.push_uniform(image.flatten().numpy(), 2**17)
         file = take_apart(compress(pipeline, torch.full((1, *SHAPE), 5), NUM_STEPS))
-        checksum = zlib.crc32(image.int().numpy().tobytes()).to_bytes(4, "little")
-        file.blocks[0] = RawBlock(1, b"", checksum, stack.words().tobytes())
+        levels = image.int().numpy().tobytes()
+        checks = zlib.crc32(levels).to_bytes(4, "little")[:2], hashlib.blake2b(levels, digest_size=8).digest()
+        file.blocks[0] = RawBlock(1, b"", *checks, stack.words().tobytes())
         blocks, message = read(pipeline, put_together(file))
         assert (blocks[0] == image).all() if is_right else "not the one that was compressed" in message
 
@@ -261,7 +264,7 @@ def many_lists(num_bytes: int) -> Callable[[RawBlock], None]:
 
     def change(block: RawBlock) -> None:
         block.checksums *= 4096 // 5
-        block.facts = b'{"names": [' + b"[]," * (len(block.checksums) // 4 * num_bytes // 3) + b"[]]}"
+        block.facts = b'{"names": [' + b"[]," * (len(block.checksums) // 2 * num_bytes // 3) + b"[]]}"
 
     return change
 
@@ -345,7 +348,7 @@ def test_where_the_denoiser_says_something_else_every_image_is_refused(shift, co
     monkeypatch.setattr(fingerprints, "version", lambda name: "9.9")
     file = take_apart(content)
     for block in file.blocks[:2]:  # the third is plain
-        alone = replace(file, blocks=[block], num_images=len(block.checksums) // 4)
+        alone = replace(file, blocks=[block], num_images=len(block.checksums) // 2)
         found, message = read(other, put_together(alone), force=True)
         assert not found and "not the one that was compressed" in message
 

@@ -20,6 +20,7 @@ class RawBlock:
     num_plain: int
     facts: bytes
     checksums: bytes
+    digest: bytes
     words: bytes
     claims: dict[int, int] = field(default_factory=dict)
 
@@ -44,10 +45,12 @@ def take_apart(content: bytes) -> RawFile:
         count, num_plain, num_facts_bytes, num_words = struct.unpack_from("<IIII", content, start + 1)
         facts = start + 17
         checksums = facts + num_facts_bytes
-        words = checksums + 4 * count
+        digest = checksums + 2 * count
+        words = digest + 8
         end = words + 4 * num_words
         unpacked = zlib.decompress(content[facts:checksums]) if num_facts_bytes else b""
-        file.blocks.append(RawBlock(num_plain, unpacked, content[checksums:words], content[words:end]))
+        parts = content[checksums:digest], content[digest:words], content[words:end]
+        file.blocks.append(RawBlock(num_plain, unpacked, *parts))
         start = end + 8
     (file.num_images,) = struct.unpack_from("<Q", content, start + 1)
     file.rest = content[start + 17 :]
@@ -60,10 +63,10 @@ def put_together(file: RawFile) -> bytes:
     content = _digested(MAGIC + struct.pack("<BI", file.version, len(header)) + header)
     num_before = 0
     for block in file.blocks:
-        facts, count = zlib.compress(block.facts, 9) if block.facts else b"", len(block.checksums) // 4
+        facts, count = zlib.compress(block.facts, 9) if block.facts else b"", len(block.checksums) // 2
         numbers = [count, block.num_plain, len(facts), len(block.words) // 4]
         numbers = [block.claims.get(place, number) for place, number in enumerate(numbers)]
-        part = b"B" + struct.pack("<IIII", *numbers) + facts + block.checksums + block.words
+        part = b"B" + struct.pack("<IIII", *numbers) + facts + block.checksums + block.digest + block.words
         content += _digested(part, struct.pack("<Q", num_before))
         num_before += count
     return content + _digested(b"E" + struct.pack("<Q", file.num_images)) + file.rest
@@ -103,7 +106,7 @@ def _mutate_block(block: RawBlock, source: random.Random, mutate_json: Mutate, m
     if kind == "claims":
         block.claims[source.randrange(4)] = source.choice(HOSTILE_NUMBERS)
     elif kind == "plain":
-        block.num_plain = source.randint(0, len(block.checksums) // 4)
+        block.num_plain = source.randint(0, len(block.checksums) // 2)
     elif kind == "facts":
         block.facts = mutate_json(block.facts or b"{}", source)
     elif kind == "checksums":
@@ -112,4 +115,4 @@ def _mutate_block(block: RawBlock, source: random.Random, mutate_json: Mutate, m
         words = mutate_bytes(block.words, source)
         block.words = words[: len(words) // 4 * 4]
     else:
-        block.checksums = block.checksums[:-4]
+        block.checksums = block.checksums[:-2]

@@ -13,7 +13,7 @@ from ..text_encoders import PromptEncoder
 from ..vdm import VDM
 from .ans import BitStack
 from .bits_back import pop_image, push_image
-from .container import Block, DamagedFile, checksum
+from .container import Block, DamagedFile, checksum, digest_of_images
 from .latents import CodedLatents
 
 
@@ -77,12 +77,13 @@ def pack(items: Sequence[Item], latents: CodedLatents, on_image: Callable[[], No
         on_image()
     facts = {"names": [item.name for item in items], "labels": [item.label for item in items]}
     facts = {name: values for name, values in facts.items() if any(value is not None for value in values)}
-    return Block(rates.num_plain, [checksum(item.image.numpy()) for item in items], facts, stack.words()), rates
+    levels = [item.image.numpy() for item in items]
+    return Block(rates.num_plain, list(map(checksum, levels)), digest_of_images(levels), facts, stack.words()), rates
 
 
 def unpack(block: Block, latents: CodedLatents, on_image: Callable[[], None]) -> list[Item]:
-    """The images of a block, uint8 for up to 256 levels, else int32; [`DamagedFile`] at the first that is not the one of its
-    checksum."""
+    """The images of a block, uint8 for up to 256 levels, else int32; [`DamagedFile`] if one is not what it was, which its
+    checksum shows at once but for one case in 65,536, and the digest of all in the end."""
     names, labels = (block.facts.get(name, [None] * len(block.checksums)) for name in ("names", "labels"))
     _check_facts(names, labels, num_classes(latents.vdm.unet))
     stack, items = _stack_of(block.words), []
@@ -92,13 +93,19 @@ def unpack(block: Block, latents: CodedLatents, on_image: Callable[[], None]) ->
         is_coded = place < num_coded
         image = _pop_coded(stack, latents, label, place) if is_coded else _pop_plain(stack, latents.shape, num_levels)
         if image is None or image.max() >= num_levels or checksum(image.numpy()) != expected:
-            raise DamagedFile(
-                "An image is not the one that was compressed: the denoiser's outputs are others here than where the file was"
-                " written, or the file was changed. Nothing of its block is given out."
-            )
+            raise _other_images()
         items.append(Item(image.to(dtype), name, label))
         on_image()
+    if digest_of_images(item.image.numpy() for item in items) != block.digest:
+        raise _other_images()
     return items
+
+
+def _other_images() -> DamagedFile:
+    return DamagedFile(
+        "An image is not the one that was compressed: the denoiser's outputs are others here than where the file was written,"
+        " or the file was changed. Nothing of its block is given out."
+    )
 
 
 def _check_facts(names: list, labels: list, last_label: int | None) -> None:

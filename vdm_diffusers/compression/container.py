@@ -9,7 +9,7 @@ import json
 import struct
 import textwrap
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
 from typing import Annotated, Any, BinaryIO, NamedTuple
@@ -96,20 +96,27 @@ class Block(NamedTuple):
 
     Attributes:
         num_plain (`int`): The last of them, which are coded without the model.
-        checksums (`Sequence[int]`): [`checksum`] of each image.
+        checksums (`Sequence[int]`): [`checksum`] of each image, at which reading wrong ones ends early.
+        digest (`bytes`): [`digest_of_images`], which says that all are right.
         facts (`dict`): `names` and `labels`, lists with an element an image, if there are any.
         words (`np.ndarray`): The bits, uint32.
     """
 
     num_plain: int
     checksums: Sequence[int]
+    digest: bytes
     facts: dict[str, list]
     words: np.ndarray
 
 
 def checksum(levels: np.ndarray) -> int:
-    """CRC-32 of an image's levels as little-endian 32-bit integers."""
-    return zlib.crc32(levels.astype("<i4").tobytes())
+    """16 bits of an image: the lower ones of the CRC-32 of its levels as little-endian 32-bit integers."""
+    return zlib.crc32(levels.astype("<i4").tobytes()) & 0xFFFF
+
+
+def digest_of_images(images: Iterable[np.ndarray]) -> bytes:
+    """8 bytes of all images of a block: BLAKE2b of their levels, as in [`checksum`]."""
+    return _digest(*(levels.astype("<i4").tobytes() for levels in images))
 
 
 def write_header(file: BinaryIO, header: Header) -> None:
@@ -126,7 +133,8 @@ def write_block(file: BinaryIO, block: Block, num_before: int) -> None:
         raise ValueError(f"Names of images are too long: a file has at most {MAX_FACTS_BYTES:,} bytes an image for them.")
     facts = zlib.compress(text, 9) if text else b""
     numbers = BLOCK.pack(len(block.checksums), block.num_plain, len(facts), len(block.words))
-    content = BLOCK_TAG + numbers + facts + np.array(block.checksums, "<u4").tobytes() + block.words.astype("<u4").tobytes()
+    checks = np.array(block.checksums, "<u2").tobytes() + block.digest
+    content = BLOCK_TAG + numbers + facts + checks + block.words.astype("<u4").tobytes()
     file.write(content + _digest(PLACE.pack(num_before), content))
 
 
@@ -193,14 +201,20 @@ def _read_block(file: BinaryIO, header: Header, name: str, num_before: int) -> B
             " names and labels."
         )
     facts = _read_all(file, num_facts_bytes, where)
-    checksums = _read_all(file, 4 * count, where)
+    checksums, of_images = _read_all(file, 2 * count, where), _read_all(file, DIGEST_BYTES, where)
     words = _read_all(file, 4 * num_words, where)
     digest = _read_all(file, DIGEST_BYTES, where)
-    _check_digest(digest, name, PLACE.pack(num_before), BLOCK_TAG, numbers, facts, checksums, words)
+    _check_digest(digest, name, PLACE.pack(num_before), BLOCK_TAG, numbers, facts, checksums, of_images, words)
     known = _json(facts, max_facts_bytes, name) if facts else {}
     if not all(isinstance(values, list) and len(values) == count for values in known.values()):
         raise DamagedFile(f"{name} has names or labels for another number of images than it has.")
-    return Block(num_plain, np.frombuffer(checksums, "<u4").tolist(), known, np.frombuffer(words, "<u4").astype(np.uint32))
+    return Block(
+        num_plain,
+        np.frombuffer(checksums, "<u2").tolist(),
+        of_images,
+        known,
+        np.frombuffer(words, "<u4").astype(np.uint32),
+    )
 
 
 def _json(content: bytes, max_bytes: int, name: str) -> dict[str, Any]:
