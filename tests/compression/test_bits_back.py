@@ -60,14 +60,13 @@ def chain_bound(vdm: VDM, data: Tensor) -> Tensor:
     [
         (None, torch.linspace(-9, 5, 15), 5),
         (profile_along_axes(), GAMMAS, 0),
-        (profile_along_axes(), GAMMAS, 1),
-        (profile_along_axes(), GAMMAS, 3),
+        (profile_along_axes(), GAMMAS, 2),
     ],
 )
 @torch.no_grad()
 def test_the_net_rate_is_the_bound(profile, gammas, bin_precision):
     """Of coarse bins too: rounding changes no moment of the latents."""
-    vdm, data = gaussian_vdm(profile, gammas), images(1000)
+    vdm, data = gaussian_vdm(profile, gammas), images(600)
     latents = CodedLatents(vdm, gammas.tolist(), bin_precision, (3, 1, 1))
     rates = []
     for seed, image in enumerate(data):
