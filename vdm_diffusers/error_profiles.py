@@ -70,15 +70,19 @@ class ErrorProfile(FullPrecisionModule):
             raise ValueError(f"The error profile is one of {expected} dimensions, but the samples have {num_dims}.")
         return along(self.axes, residual)
 
+    def widening(self, gamma_s: Tensor, gamma_t: Tensor) -> Tensor:
+        """The optimal variances of a step over q's, 1 + d m with d = expm1(gamma_t - gamma_s), `(..., K)` (Bao et al. 2022)."""
+        return 1 + torch.expm1(gamma_t - gamma_s)[..., None] * self(gamma_t)
+
     def widened(self, noise: Tensor, gamma_s: Tensor, gamma_t: Tensor) -> Tensor:
         """
-        Noise for the optimal variances of a step: `(B, *shape)`, the variance of its coordinates 1 + d m.
+        Noise for the optimal variances of a step, `(B, *shape)`: its coordinates have the variances [`~ErrorProfile.widening`].
 
         Args:
             noise (`Tensor` of shape `(B, *shape)`): Standard normal.
-            gamma_s, gamma_t (`Tensor` of shape `()`): Where the step leads and where it starts; d = expm1(gamma_t - gamma_s).
+            gamma_s, gamma_t (`Tensor` of shape `()`): Where the step leads and where it starts.
         """
-        factors = (1 + torch.expm1(gamma_t - gamma_s) * self(gamma_t)).sqrt().to(noise)
+        factors = self.widening(gamma_s, gamma_t).sqrt().to(noise)
         wide = self.coordinates(noise) * factors
         return (wide if self.axes is None else wide @ self.axes.to(noise)).reshape(noise.shape)
 

@@ -65,9 +65,10 @@ class Rates:
 def pack(items: Sequence[Item], latents: CodedLatents, on_image: Callable[[], None]) -> tuple[Block, Rates]:
     """A block of images. The last are pushed first, plain as long as there are not bits enough for latents."""
     stack, rates = BitStack(), Rates(latents.num_dims, num_images=len(items))
+    initial_bits = latents.initial_bits()
     for place, item in reversed(list(enumerate(items))):
         before = stack.num_bits
-        if before < latents.initial_bits():
+        if before < initial_bits:
             _push_plain(stack, item.image, latents.vdm.num_levels)
             rates.num_plain += 1
             rates.initial_bits += stack.num_bits - before

@@ -108,7 +108,7 @@ class Compressor:
     Writes images into a file, which can be read up to its last whole block at any time: a context.
 
     Blocks are coded in as many threads as torch has, and written in order. Neither their number nor how images are appended
-    changes the file, and no more blocks than threads are in memory.
+    changes the file. One block for each thread is in memory, and one that waits.
 
     Args:
         file (`BinaryIO`): Opened for writing.
@@ -135,10 +135,10 @@ class Compressor:
             raise ValueError("Images are coded by a model of pixels in steps: give one with `num_timesteps` and `num_levels`.")
         if type(images_per_block) is not int or images_per_block < 1:
             raise ValueError(f"`images_per_block` is {images_per_block!r}, but must be a whole number of at least 1.")
-        self.file, self.vdm, self.bin_precision, self.on_image = file, vdm, bin_precision, on_image
-        self.images_per_block = images_per_block
+        self.file, self.vdm = file, vdm
+        self.bin_precision, self.images_per_block = bin_precision, images_per_block
         self.rates: Rates | None = None
-        self._workers = ReproducibleWorkers(vdm)
+        self._workers = ReproducibleWorkers(vdm, on_image)
         self._waiting: list[Item] = []
 
     def __enter__(self) -> "Compressor":
@@ -173,12 +173,8 @@ class Compressor:
 
     def _submit(self) -> None:
         items, self._waiting = self._waiting, []
-        for packed in self._workers.run(lambda: pack(items, self.latents, self._count)):
+        for packed in self._workers.run(lambda: pack(items, self.latents, self._workers.count)):
             self._add(*packed)
-
-    def _count(self) -> None:
-        self._workers.check()
-        self.on_image()
 
     def _add(self, block: Block, rates: Rates) -> None:
         self._write(partial(write_block, num_before=self.rates.num_images), block)
@@ -227,14 +223,14 @@ class Decompressor:
         force: bool = False,
         on_image: Callable[[], None] = lambda: None,
     ):
-        self.file, self.on_image = file, on_image
+        self.file = file
         self.header = header = read_header(file)
         vdm = coding_model(pipeline, len(header.gammas) - 1)
         shape = tuple(header.shape)
         check_same(header, _header(vdm, shape, header.gammas, header.bin_precision), force)
         _check_shape(vdm, shape)
         self.latents = CodedLatents(vdm, header.gammas, header.bin_precision, shape)
-        self._workers = ReproducibleWorkers(vdm)
+        self._workers = ReproducibleWorkers(vdm, on_image)
 
     def __enter__(self) -> "Decompressor":
         self._workers.__enter__()
@@ -245,7 +241,7 @@ class Decompressor:
 
     def __iter__(self) -> Iterator[Decompressed]:
         for block in self._whole_blocks():
-            yield from map(_decompressed, self._workers.run(partial(unpack, block, self.latents, self._count)))
+            yield from map(_decompressed, self._workers.run(partial(unpack, block, self.latents, self._workers.count)))
         yield from map(_decompressed, self._workers.rest())
         if self._damage is not None:
             raise self._damage
@@ -257,10 +253,6 @@ class Decompressor:
             yield from read_blocks(self.file, self.header)
         except DamagedFile as error:
             self._damage = error
-
-    def _count(self) -> None:
-        self._workers.check()
-        self.on_image()
 
 
 def _decompressed(items: list[Item]) -> Decompressed:

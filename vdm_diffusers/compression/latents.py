@@ -26,20 +26,13 @@ class CodedLatents:
         vdm ([`VDM`]): In pixel space, on any device, in evaluation mode. Reverse steps have the variances that are optimal by
             its error profile, or without one q's.
         gammas (`Sequence[float]`): gamma_0, ..., gamma_T, increasing.
-        bin_precision (`int`): A bin is `2^-bin_precision` of the smallest standard deviation that
-            its latent is coded with.
+        bin_precision (`int`): A bin is `2^-bin_precision` of the smallest standard deviation that its latent is coded with.
         shape (`tuple[int, ...]`): `(C, *size)` of an image.
 
     Raises `ValueError` for a chain whose latents have more bins than can be counted.
     """
 
-    def __init__(
-        self,
-        vdm: VDM,
-        gammas: Sequence[float],
-        bin_precision: int,
-        shape: tuple[int, ...],
-    ):
+    def __init__(self, vdm: VDM, gammas: Sequence[float], bin_precision: int, shape: tuple[int, ...]):
         self.vdm, self.shape = vdm, shape
         self.prompt_encoder = None if vdm.prompt_encoder is None else vdm.prompt_encoder.without_memory()
         self.gammas = torch.tensor(gammas, dtype=torch.float64)
@@ -87,7 +80,7 @@ class CodedLatents:
         if not mean.isfinite().all():
             raise FloatingPointError(f"The denoiser's output is not finite at gamma = {gamma_t:.4g}: check its weights.")
         if self.profile is not None:
-            variance = variance * (1 + torch.expm1(gamma_t - gamma_s) * self.profile(gamma_t))
+            variance = variance * self.profile.widening(gamma_s, gamma_t)
         return self._normal(i - 1, mean, variance.sqrt())
 
     def last(self) -> Normal:

@@ -23,8 +23,8 @@ class ReproducibleWorkers:
     timing; attention is plain; there is no dropout, no autocast and no TF32. It is a context, at whose end all is as before.
     """
 
-    def __init__(self, vdm: VDM):
-        self.vdm = vdm
+    def __init__(self, vdm: VDM, on_image: Callable[[], None]):
+        self.vdm, self.on_image = vdm, on_image
 
     def __enter__(self) -> "ReproducibleWorkers":
         self._leaving = False
@@ -48,10 +48,11 @@ class ReproducibleWorkers:
         while len(self._results) > self.num_threads:
             yield self._results.popleft().result()
 
-    def check(self) -> None:
-        """To be called between images: `CancelledError` once nobody waits for them."""
+    def count(self) -> None:
+        """To be called after every image: hands the call on, or raises `CancelledError` once nobody waits for more."""
         if self._leaving:
             raise CancelledError
+        self.on_image()
 
     def rest(self) -> Iterator[Result]:
         """All other results."""
