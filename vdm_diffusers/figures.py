@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Mapping
 from functools import cache
+from typing import BinaryIO
 
 import numpy as np
 import PIL.Image
@@ -49,8 +50,13 @@ def _side_by_side(pictures: list[PIL.Image.Image]) -> PIL.Image.Image:
 
 
 def save_image_grid(images: list[PIL.Image.Image], path: Path, columns: int, min_size: int = 64) -> None:
-    """Write images as a grid of that many columns, each enlarged by a whole factor to at least `min_size` pixels and framed."""
-    _grid([_framed(image, min_size) for image in images], columns).save(path)
+    """Write images as [`image_grid`] arranges them."""
+    image_grid(images, columns, min_size).save(path)
+
+
+def image_grid(images: list[PIL.Image.Image], columns: int, min_size: int = 64) -> PIL.Image.Image:
+    """A grid of that many columns, each image enlarged by a whole factor to at least `min_size` pixels and framed."""
+    return _grid([_framed(image, min_size) for image in images], columns)
 
 
 def save_labelled_grid(blocks: Mapping[str, list[PIL.Image.Image]], path: Path, min_size: int = 64) -> None:
@@ -236,25 +242,30 @@ def save_chains(
     _save(figure, path)
 
 
-def save_bits_maps(images: Tensor, bits: Tensor, path: Path, unit: Unit = BITS_PER_DIM) -> None:
+def save_bits_maps(images: Tensor, bits: Tensor, path: Path | BinaryIO, unit: Unit = BITS_PER_DIM, columns: int = 8) -> None:
     """Plot images and, beneath each, how many bits each of its pixels costs, all on one scale.
 
     Args:
-        images (`Tensor` of shape `(B, C, H, W)`): In [0, 1], shown as by [`to_picture`]; up to eight fit well.
+        images (`Tensor` of shape `(B, C, H, W)`): In [0, 1], shown as by [`to_picture`].
         bits (`Tensor` of shape `(B, C, H, W)`): Of each element, see [`bits_per_pixel`]; the channels are added up.
+        path: A file's name, or a file that is open for writing bytes.
         unit ([`Unit`]): That of the model's bound: `NATS_PER_DIM` if `bits` are nats.
+        columns (`int`): Images side by side.
     """
-    count, name = len(images), unit.label.partition("/")[0]
-    figure, axes = _subplots(2, count, figsize=(1.5 + 1.7 * count, 4.4), squeeze=False)
+    columns, name = min(columns, len(images)), unit.label.partition("/")[0]
+    rows = math.ceil(len(images) / columns)
+    figure, axes = _subplots(2 * rows, columns, figsize=(1.5 + 1.7 * columns, 0.5 + 3.9 * rows), squeeze=False)
     maps = bits.sum(1).cpu()
-    for image, of_elements, of_pixels, (above, below) in zip(images.cpu(), bits, maps, axes.T):
+    scale = {"vmin": min(0.0, maps.min().item()), "vmax": maps.max().item()}
+    for image, of_elements, of_pixels, above, below in zip(images.cpu(), bits, maps, axes[::2].flat, axes[1::2].flat):
         above.imshow(to_picture(image.permute(1, 2, 0).numpy()), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-        shown = below.imshow(of_pixels, vmin=min(0.0, maps.min().item()), vmax=maps.max().item(), interpolation="nearest")
+        shown = below.imshow(of_pixels, interpolation="nearest", **scale)
         below.set_xlabel(f"{of_elements.sum():.0f} {name}\n{of_elements.mean():.2f} {unit.label}")
     for panel in axes.flat:
-        panel.set(xticks=[], yticks=[])
-    axes[0, 0].set_ylabel("images")
-    axes[1, 0].set_ylabel(f"{name} of each pixel")
+        panel.set(xticks=[], yticks=[], frame_on=panel.has_data())
+    for above, below in zip(axes[::2, 0], axes[1::2, 0]):
+        above.set_ylabel("images")
+        below.set_ylabel(f"{name} of each pixel")
     figure.colorbar(shown, ax=axes, label=f"{name} per pixel")
     figure.suptitle(f"Where the model spends its {name}")
     _save(figure, path)
@@ -278,5 +289,5 @@ def _subplots(*shape: int, figsize: tuple[float, float], squeeze: bool = True):
     return figure, figure.subplots(*shape, squeeze=squeeze)
 
 
-def _save(figure, path: Path) -> None:
+def _save(figure, path: Path | BinaryIO) -> None:
     figure.savefig(path, dpi=120)
