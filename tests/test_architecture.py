@@ -20,7 +20,7 @@ ORDER = (
     "error_profiles", "scheduling", "scheduling_vdm", "known_images", "vdm", "pixel_space", "probability_flow",
     "pipeline_vdm", "compression",
     "figures", "likelihood", "data", "training",
-    "convert", "few_steps", "image_quality", "fid", "evaluate", "compress", "decompress", "train",
+    "convert", "few_steps", "image_quality", "fid", "evaluate", "compress", "decompress", "demo", "train",
 )  # fmt: skip
 """Modules of the root and rooms, lowest first: none imports from those that come after it."""
 

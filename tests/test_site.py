@@ -16,7 +16,7 @@ from vdm_diffusers.command_line import options_of
 
 
 DOCS = ROOT / "docs"
-ROOMS = ("compression", "convert", "data", "few_steps", "likelihood", "probability_flow", "text_encoders", "training")
+ROOMS = ("compression", "convert", "data", "demo", "few_steps", "likelihood", "probability_flow", "text_encoders", "training")
 PUBLIC = [f"vdm_diffusers.{room}.{name}" for room in ROOMS for name in import_module(f"vdm_diffusers.{room}").__all__]
 PUBLIC += [f"vdm_diffusers.{name}" for names in vdm_diffusers._import_structure.values() for name in names]
 PAGES = {page: page.read_text() for page in (ROOT / "README.md", *sorted(DOCS.rglob("*.md")))}

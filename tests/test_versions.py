@@ -12,7 +12,7 @@ from packaging.version import Version
 from paths import ROOT
 
 
-NOT_IN_TEST_LOWEST = {"all", "dev", "docs", "fid"}
+NOT_IN_TEST_LOWEST = {"all", "browser", "demo", "dev", "docs", "fid"}
 
 
 def metadata() -> dict:

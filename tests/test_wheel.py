@@ -93,7 +93,9 @@ def test_its_extras_are_those_that_the_pages_name(metadata):
         return {r.name for r in requirements if r.marker is not None and r.marker.evaluate({"extra": name})}
 
     assert extra("train") == extra("quickstart") == {"scikit-learn", "matplotlib", "tensorboard"}
-    assert extra("all") == extra("train") | extra("emoji") | extra("lora") | extra("compression") | extra("fid")
+    assert extra("demo") == {"gradio", "matplotlib"}
+    parts = ("train", "emoji", "lora", "compression", "fid", "demo")
+    assert extra("all") == set().union(*map(extra, parts))
 
 
 def test_its_commands_run(wheel, tmp_path):

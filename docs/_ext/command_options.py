@@ -17,6 +17,7 @@ COMMANDS = {
     "compress": "vdm_diffusers.compress.CompressionOptions",
     "decompress": "vdm_diffusers.decompress.DecompressionOptions",
     "fid": "vdm_diffusers.fid.FidOptions",
+    "demo": "vdm_diffusers.demo.__main__.DemoOptions",
     "convert": "vdm_diffusers.convert.__main__.ConversionOptions",
 }
 """The dataclass of the options of each `python -m vdm_diffusers.…`."""

@@ -24,18 +24,20 @@ COLUMNS, MIN_SIDE = 4, 160
 """Of a picture on the page: images side by side, and the pixels of each."""
 MAX_WAITING = 32
 """Visitors in the queue."""
+KEPT_FOR = 3600
+"""Seconds that images of visitors are kept."""
 ERRORS = (ValueError, TypeError, FloatingPointError, OSError)
 """What the library says in a sentence."""
-NO_IMAGES = "There are no images yet: drop some files here, or draw some under *Sample* first."
+NO_IMAGES = "There are no images yet: drop some files here, or draw some under Sample first."
 ONE_BY_ONE = {"concurrency_limit": 1, "concurrency_id": "model"}
 """There is one model."""
 
 
 def page(model: DemoModel, title: str) -> gr.Blocks:
     """All of it; see [`demo`]."""
-    with gr.Blocks(analytics_enabled=False, title=title) as blocks:
+    with gr.Blocks(analytics_enabled=False, title=title, delete_cache=(KEPT_FOR, KEPT_FOR)) as blocks:
         gr.Markdown(f"# {html.escape(title)}\n\n{_description(model)}")
-        drawn = gr.State(None)
+        drawn = gr.State(None, time_to_live=KEPT_FOR)
         with gr.Tab("Sample"):
             _sample_tab(model, drawn)
         for name, build in {"Bits": _bits_tab, "Encode and decode": _round_trip_tab}.items():
@@ -107,7 +109,7 @@ def _sample_tab(model: DemoModel, drawn: gr.State) -> None:
 
     sampler.change(on_sampler, sampler, [eta, steps], queue=False, show_progress="hidden")
     inputs = [number, sampler, steps, eta, guidance, seed, *told]
-    drawing = draw.click(on_draw, inputs, [picture, status, drawn], show_progress="minimal", **ONE_BY_ONE)
+    drawing = draw.click(on_draw, inputs, [picture, status, drawn], show_progress_on=status, **ONE_BY_ONE)
     stop.click(None, cancels=[drawing])
 
 
@@ -146,7 +148,7 @@ def _bits_tab(model: DemoModel, drawn: gr.State) -> None:
         mean = f"**{cost.mean:.3f} ± {cost.standard_error:.3f} bits/dim**, the bound of {_counted(received.images)}."
         yield _sentences(mean, received.remarks), PIL.Image.open(figure), _table(cost)
 
-    count.click(on_count, [files, drawn, draws, seed, *told], [words, picture, table], **ONE_BY_ONE)
+    count.click(on_count, [files, drawn, draws, seed, *told], [words, picture, table], show_progress_on=picture, **ONE_BY_ONE)
 
 
 def _round_trip_tab(model: DemoModel, drawn: gr.State) -> None:
@@ -174,7 +176,7 @@ def _round_trip_tab(model: DemoModel, drawn: gr.State) -> None:
         shown = (trip.images / last, (trip.latents / 3 + 1) / 2, trip.back / last)
         yield _sentences(str(trip), received.remarks), *map(_grid, shown)
 
-    go.click(on_go, [files, drawn, tolerance, *told], [words, *pictures], **ONE_BY_ONE)
+    go.click(on_go, [files, drawn, tolerance, *told], [words, *pictures], show_progress_on=pictures, **ONE_BY_ONE)
 
 
 def _files() -> gr.File:
@@ -201,7 +203,9 @@ def _counted(images: Tensor) -> str:
 
 
 def _table(cost: Cost) -> str:
-    """The images in Markdown, a row each."""
+    """The images in Markdown, a row each, if there are several."""
+    if len(cost.bits_per_dim) == 1:
+        return ""
     costs = enumerate(zip(cost.bits_per_dim.tolist(), cost.standard_errors.tolist()), start=1)
     rows = [f"| {number} | {bits:.3f} | {error:.3f} |" for number, (bits, error) in costs]
     return "\n".join(["| image | bits/dim | standard error |", "| --- | --- | --- |", *rows])

@@ -77,7 +77,7 @@ class Frame(NamedTuple):
 @checked
 def sample(
     pipeline: VDMPipeline,
-    condition: dict,
+    condition: Condition,
     batch_size: Annotated[int, Within(1, MAX_IMAGES)] = 1,
     num_inference_steps: Annotated[int, Within(1, MAX_STEPS)] = 50,
     sampler: str = "VDM",
