@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import torch
 from diffusers import DiffusionPipeline
@@ -19,6 +19,10 @@ from ..guards.loading import refused_as
 from ..guards.messages import Message
 from ..guards.secrecy import guarded_output
 from . import demo
+
+
+if TYPE_CHECKING:
+    import gradio
 
 
 COMMAND = "demo.py"
@@ -56,7 +60,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         given = parse_options(DemoOptions, arguments, f"python -m {__package__}", __doc__.splitlines()[0])
         options = DemoOptions(**given)
         blocks = demo(options.load(), Path(options.pretrained_model_name_or_path).name)
-        blocks.launch(server_name=options.server_name, server_port=options.server_port, share=False)
+        serve(blocks, options.server_name, options.server_port)
+
+
+def serve(blocks: "gradio.Blocks", name: str, port: int) -> None:
+    """Serve a page at an address and a port until it is interrupted."""
+    with refused_as(Message("{server_name} {!r} and {server_port} {} can't be served", name, port)):
+        _, address, _ = blocks.launch(server_name=name, server_port=port, share=False, quiet=True, prevent_thread_lock=True)
+    print(f"The demo is at {address} until it is interrupted, as by Ctrl-C.", flush=True)
+    blocks.block_thread()
 
 
 if __name__ == "__main__":

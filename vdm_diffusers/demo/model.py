@@ -1,5 +1,6 @@
 """A pipeline as the demo uses it: what can be asked of it, and what its denoiser is told."""
 
+import copy
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -28,7 +29,7 @@ class DemoModel:
         pipeline ([`VDMPipeline`], or any that [`~VDMPipeline.from_pipe`] takes): It is left as it is.
 
     Attributes:
-        pipeline ([`VDMPipeline`]): It, or one that shares its components.
+        pipeline ([`VDMPipeline`]): One that shares its components, and is silent.
         shape (`tuple[int, int, int]`): `(C, H, W)` of what is diffused.
         num_levels (`int`, *optional*): Of its images.
 
@@ -37,9 +38,8 @@ class DemoModel:
     """
 
     def __init__(self, pipeline: DiffusionPipeline):
-        self.pipeline = (
-            pipeline if isinstance(pipeline, VDMPipeline) else VDMPipeline.from_pipe(pipeline, torch_dtype=pipeline.dtype)
-        )
+        is_ours = isinstance(pipeline, VDMPipeline)
+        self.pipeline = copy.copy(pipeline) if is_ours else VDMPipeline.from_pipe(pipeline, torch_dtype=pipeline.dtype)
         self.pipeline.set_progress_bar_config(disable=True)
         self.shape = sample_shape(self.pipeline.unet)
         self.num_levels = self.pipeline.config.num_levels

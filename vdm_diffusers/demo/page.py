@@ -36,13 +36,13 @@ ONE_BY_ONE = {"concurrency_limit": 1, "concurrency_id": "model"}
 def page(model: DemoModel, title: str) -> gr.Blocks:
     """All of it; see [`demo`]."""
     with gr.Blocks(analytics_enabled=False, title=title, delete_cache=(KEPT_FOR, KEPT_FOR)) as blocks:
-        gr.Markdown(f"# {html.escape(title)}\n\n{_description(model)}")
+        gr.Markdown(f"# {_plain(title)}\n\n{_description(model)}")
         drawn = gr.State(None, time_to_live=KEPT_FOR)
         with gr.Tab("Sample"):
             _sample_tab(model, drawn)
         for name, build in {"Bits": _bits_tab, "Encode and decode": _round_trip_tab}.items():
             with gr.Tab(name):
-                build(model, drawn) if model.refusal is None else gr.Markdown(html.escape(model.refusal))
+                build(model, drawn) if model.refusal is None else gr.Markdown(_plain(model.refusal))
     return blocks.queue(max_size=MAX_WAITING)
 
 
@@ -71,7 +71,7 @@ def in_a_sentence(function: Callable) -> Callable:
         try:
             yield from function(*args)
         except ERRORS as error:
-            message = html.escape(in_one_line(str(reason_of(error))), quote=False)
+            message = _plain(in_one_line(str(reason_of(error))))
             raise gr.Error(message, print_exception=False) from error
 
     return refusing
@@ -195,7 +195,12 @@ def _received(model: DemoModel, paths: Sequence[str] | None, drawn: Tensor | Non
 
 def _sentences(first: str, remarks: Sequence[str]) -> str:
     """What was found, and what was done to the files, in Markdown."""
-    return "\n\n".join([first, *(html.escape(remark) for remark in remarks)])
+    return "\n\n".join([first, *map(_plain, remarks)])
+
+
+def _plain(text: str) -> str:
+    """Text that is shown, where HTML would be read."""
+    return html.escape(text, quote=False)
 
 
 def _counted(images: Tensor) -> str:
