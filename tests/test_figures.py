@@ -171,3 +171,8 @@ def test_bits_are_shown_beneath_their_images_on_one_scale(tmp_path, drawn):
     assert bar.get_ylabel() == "bits per pixel" and "bits" in drawn[0].get_suptitle()
     save_bits_maps(images[:1], bits[:1] - 3, tmp_path / "nats.png", NATS_PER_DIM)
     assert drawn[1].axes[1].images[0].get_clim()[0] < -3 and "nats/dim" in drawn[1].axes[1].get_xlabel()
+    save_bits_maps(images, bits, tmp_path / "rows.png", columns=2)
+    above, nothing, below, _, _ = drawn[2].axes[4:]
+    np.testing.assert_array_equal(above.images[0].get_array(), (images[2].permute(1, 2, 0) * 255).round())
+    np.testing.assert_array_equal(below.images[0].get_array(), bits[2].sum(0))
+    assert not nothing.images and not nothing.get_frame_on()
