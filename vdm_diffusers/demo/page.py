@@ -64,7 +64,7 @@ def _condition_inputs(model: DemoModel) -> list[gr.components.Component]:
 
 
 def in_a_sentence(function: Callable) -> Callable:
-    """A function or a generator function whose refusals a visitor reads, instead of a traceback."""
+    """A generator function whose refusals a visitor reads, instead of a traceback."""
 
     @wraps(function)
     def refusing(*args) -> Iterator[tuple]:
