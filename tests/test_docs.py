@@ -30,8 +30,8 @@ EXTENDED = (
 )
 """What docs/extending.md adds to; other tests must not find it there."""
 
-BESIDE_A_MODEL = ("pipeline.py", "vdm_diffusers.py")
-"""What `VDMPipeline.save_pretrained` writes."""
+BESIDE_A_MODEL = ("block.py", "pipeline.py", "vdm_diffusers.py")
+"""What `save_pretrained` writes."""
 
 
 @pytest.fixture
