@@ -35,6 +35,13 @@ add_module_names = False
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 
+nitpicky = True  # what the docstrings of the reference name is in the reference, unless it is one of these
+nitpick_ignore_regex = [
+    ("py:.*", r"(abc|accelerate|collections|datasets|diffusers|numpy|os|pathlib|PIL|torch|transformers)(\..+)?"),
+    ("py:class", r"Tensor|(PreTrained|CLIPText)\w+"),
+    ("py:class", r"vdm_diffusers\.(guards|precision)\..+"),  # no user meets them
+]
+
 html_theme = "furo"
 html_title = "vdm_diffusers"
 html_static_path = ["_static"]
@@ -84,6 +91,18 @@ def source_module(app: Sphinx, module: str, attribute: str) -> str | None:
     return None
 
 
+def lead_back(app: Sphinx, page: str, template: str, context: dict, doctree: nodes.document | None) -> None:
+    """Links from a module's source to its names here, which viewcode takes all to be imported from one place."""
+    module = page.removeprefix("_modules/").replace("/", ".")
+    if source := getattr(app.env, "_viewcode_modules", {}).get(module):
+        objects, imported_from = app.env.domains.python_domain.objects, re.escape(source[3])
+        context["body"] = re.sub(
+            rf'#{imported_from}\.([\w.]+)"',
+            lambda link: f'#{objects[name].node_id}"' if (name := f"{module}.{link[1]}") in objects else link[0],
+            context["body"],
+        )
+
+
 def setup(app: Sphinx) -> None:
     app.add_directive("command-options", CommandOptions)
     app.connect("autodoc-process-docstring", rewrite_docstring, priority=400)  # before napoleon
@@ -91,3 +110,4 @@ def setup(app: Sphinx) -> None:
     app.connect("autodoc-process-signature", leave_out_functions)
     app.connect("autodoc-skip-member", is_left_out)
     app.connect("viewcode-follow-imported", source_module)
+    app.connect("html-page-context", lead_back)

@@ -14,6 +14,7 @@ from paths import ROOT
 
 from vdm_diffusers import train as train_command
 from vdm_diffusers.noise_schedules import NoiseSchedule
+from vdm_diffusers.training import bits_map
 
 
 TINY = {
@@ -63,6 +64,8 @@ def train(monkeypatch, tmp_path):
     """Runs `train_vdm.py` in this process with tiny options; its folder is `tmp_path / "out"` unless another is given.
 
     An option that is `None` is left out."""
+    monkeypatch.setattr(bits_map, "NUM_IMAGES", 1)
+    monkeypatch.setattr(bits_map, "NUM_REPEATS", 2)
 
     def run(*arguments: str, **options) -> None:
         for state in (AcceleratorState, GradientState, PartialState):

@@ -5,6 +5,7 @@ import re
 from operator import attrgetter
 from pkgutil import resolve_name
 from shutil import copytree
+from urllib.parse import urlsplit
 
 import pytest
 import torch
@@ -30,8 +31,8 @@ EXTENDED = (
 )
 """What docs/extending.md adds to; other tests must not find it there."""
 
-BESIDE_A_MODEL = ("pipeline.py", "vdm_diffusers.py")
-"""What `VDMPipeline.save_pretrained` writes."""
+BESIDE_A_MODEL = ("block.py", "pipeline.py", "vdm_diffusers.py")
+"""What `save_pretrained` writes."""
 
 OF_A_SPACE = ("app.py",)
 
@@ -111,6 +112,20 @@ def test_links_lead_somewhere():
     for page in PAGES:
         for link in re.findall(r"\]\(([^)#]+)", page.read_text()):
             assert link.startswith("http") or (page.parent / link).exists(), (page.name, link)
+
+
+def test_links_to_elsewhere_are_https_and_spelled_one_way():
+    """Whether somebody is there is not asked: that needs a network."""
+    pages = [*ROOT.glob("*.md"), *(path for room in ("docs", "vdm_diffusers") for path in (ROOT / room).rglob("*.*"))]
+    texts = [path.read_text() for path in pages if path.suffix in (".md", ".rst", ".py", ".jinja")]
+    links = {link for text in texts for link in re.findall(r"https?://[^\s)\"'>`\]]*[^\s)\"'>`\].,;]", text)}
+    assert len(links) > 15
+    spellings = {}
+    for link in sorted(links):
+        parts = urlsplit(link)
+        assert parts.scheme == "https" and re.fullmatch(r"([a-z0-9-]+\.)+[a-z]{2,}", parts.netloc), link
+        place = parts.netloc.removeprefix("www."), parts.path.rstrip("/").replace("/pdf/", "/abs/"), parts.fragment
+        assert spellings.setdefault(place, link) == link
 
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=attrgetter("name"))

@@ -76,7 +76,7 @@ def test_a_program_that_trusts_the_code_needs_no_import(of_hub, hub, tmp_path):
         assert f"`{message}`" in page  # which the error leads to
     assert errors["not trusted"].startswith("ValueError") and "`trust_remote_code=True`" in errors["not trusted"]
     assert errors["not installed"] == (
-        "ModuleNotFoundError: This model needs a package: `pip install vdm-diffusers` installs VDMPipeline."
+        "ModuleNotFoundError: This needs a package: `pip install vdm-diffusers` installs VDMPipeline."
     )
 
 

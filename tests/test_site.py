@@ -99,7 +99,7 @@ def test_broken_links_are_found(tmp_path):
 
 
 def test_the_site_builds(tmp_path):
-    """Without a warning or a broken link, with every public name, and without markup that Sphinx left as it was."""
+    """Without a warning or a broken link, with every public name and what these name, and without markup left as it was."""
     for package in ("sphinx", "myst_parser", "furo"):
         pytest.importorskip(package)
     from sphinx.util.inventory import InventoryFile

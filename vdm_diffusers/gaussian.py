@@ -107,7 +107,7 @@ PREDICTIONS: dict[str, Callable[[Tensor, Tensor], Coefficients]] = {
     "score": lambda alpha, sigma: (0.0, -1.0 / sigma),
     "v_prediction": lambda alpha, sigma: (-sigma, alpha),
 }
-"""What a denoiser may predict: `(a, b)` such that its ideal output is `a x + b eps`, given `(alpha_t, sigma_t)`.
+"""What a denoiser may predict, as `(a, b)` such that its ideal output is `a x + b eps`, given `(alpha_t, sigma_t)`.
 
 `x` and `eps` follow from an output because `z_t = alpha x + sigma eps` is known: two linear equations with the determinant
 `alpha b - sigma a`. A new parameterisation is one entry.

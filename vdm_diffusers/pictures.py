@@ -26,7 +26,7 @@ def image_format(image: PIL.Image.Image) -> tuple[tuple[int, int, int], int]:
 
 
 def image_to_tensor(image: PIL.Image.Image | np.ndarray | list) -> Tensor:
-    """A picture, or an integer array as [`integers_of`] takes it, as integers `(C, *size)`: uint8 if they fit, else int32."""
+    """A picture, or an integer array `(H, W)` or `(H, W, C)`, as integers `(C, *size)`: uint8 if they fit, else int32."""
     return to_tensor(integers_of(image, None))
 
 

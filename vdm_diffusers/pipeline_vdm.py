@@ -67,18 +67,18 @@ class VDMPipeline(PlainConfigMixin, DiffusionPipeline):
     r"""
     Pipeline for image generation with a variational diffusion model.
 
-    This model inherits from [`DiffusionPipeline`]. Check the superclass documentation for the generic methods implemented for
-    all pipelines (downloading, saving, running on a particular device, etc.).
+    This model inherits from [`~diffusers.DiffusionPipeline`]. Check the superclass documentation for the generic methods
+    implemented for all pipelines (downloading, saving, running on a particular device, etc.).
 
     Parameters:
-        unet ([`VDMUNet2DModel`], [`UNet2DModel`] or [`DiTTransformer2DModel`]): The denoiser.
-        scheduler ([`VDMScheduler`] or any [`SchedulerMixin`]): Steps from noise to `z_0`.
-        vae ([`AutoencoderKL`], [`VQModel`] or any other autoencoder of diffusers, *optional*):
+        unet ([`VDMUNet2DModel`], [`~diffusers.UNet2DModel`] or [`~diffusers.DiTTransformer2DModel`]): The denoiser.
+        scheduler ([`VDMScheduler`] or any [`~diffusers.SchedulerMixin`]): Steps from noise to `z_0`.
+        vae ([`~diffusers.AutoencoderKL`], [`~diffusers.VQModel`] or any other autoencoder of diffusers, *optional*):
             Makes images of the latents that are sampled.
         num_levels (`int`, *optional*, defaults to 256): Images are integers in `[0, num_levels)`; `None` for real-valued data.
         trained_for (`dict`, *optional*):
-            What the denoiser estimates at which noise levels, by [`~scheduler_checks.trained_for`]. Defaults to what the
-            scheduler says. It is saved with the pipeline, and schedulers that were not made for the model are refused by it.
+            What the denoiser estimates at which noise levels. Defaults to what the scheduler says. It is saved with the
+            pipeline, and schedulers that were not made for the model are refused by it.
         id2label (`dict[int, str]`, *optional*): Names of the classes of a class-conditional denoiser by their labels.
         text_encoder, tokenizer (`PreTrainedModel`, `PreTrainedTokenizerBase`, *optional*):
             Of transformers, for a denoiser that is conditioned on text, see [`PromptEncoder`].
@@ -156,7 +156,7 @@ class VDMPipeline(PlainConfigMixin, DiffusionPipeline):
         return prompt_encoder_of(self)
 
     def get_label_ids(self, label: str | list[str]) -> list[int]:
-        """The labels of classes by their names, as in [`DiTPipeline`]; `ValueError` for names that are none's or several's."""
+        """The labels of classes by their names, as in `DiTPipeline`; `ValueError` for names that are none's or several's."""
         return [find_label(name, self.labels) for name in ([label] if isinstance(label, str) else label)]
 
     @torch.no_grad()
@@ -217,7 +217,7 @@ class VDMPipeline(PlainConfigMixin, DiffusionPipeline):
                 `(B, C, *size)`), the last two in [0, 1] with level `v` at `v / (num_levels - 1)`; or `"latent"`, `z_0` before
                 the decoder.
             return_dict (`bool`, *optional*, defaults to `True`):
-                Whether or not to return an [`ImagePipelineOutput`] instead of a plain tuple.
+                Whether or not to return an [`~diffusers.ImagePipelineOutput`] instead of a plain tuple.
             callback_on_step_end (`Callable`, *optional*):
                 Called after each step as `callback(pipeline, step, timestep, callback_kwargs)`; may return new `latents` in a
                 dictionary, or set `pipeline._interrupt` to leave out the steps that remain.
@@ -242,7 +242,7 @@ class VDMPipeline(PlainConfigMixin, DiffusionPipeline):
                 Where `image` is drawn anew, white or 1; elsewhere it is kept. One for all images, or one for each.
 
         Returns:
-            [`ImagePipelineOutput`] or `tuple`: whose first element is the images.
+            [`~diffusers.ImagePipelineOutput`] or `tuple`: whose first element is the images.
 
         Raises:
             `TypeError` and `ValueError`: for arguments that there are not, and a scheduler that was not made for the model.
@@ -348,7 +348,7 @@ class VDMPipeline(PlainConfigMixin, DiffusionPipeline):
         prompt: str | list[str] | None = None,
     ) -> Tensor:
         r"""
-        The log-likelihood of images in nats, by the probability-flow ODE; see [`~ode_likelihood.log_likelihood`].
+        The log-likelihood of images in nats, by the probability-flow ODE; see [`~probability_flow.likelihood.log_likelihood`].
 
         It is a random lower bound of `log P(image)` in expectation, one draw of dequantisation noise and one of the trace's
         probe. Bits per dimension are `-nats / (D log 2)`, D being the number of elements of a sample, such as `C H W`. The

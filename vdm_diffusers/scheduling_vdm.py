@@ -75,7 +75,7 @@ class VDMScheduler(SchedulerMixin, PlainConfigMixin):
         thresholding (`bool`, defaults to `False`): Clip it dynamically instead (Saharia et al. 2022).
         dynamic_thresholding_ratio (`float`, defaults to 0.995): The quantile of magnitudes that is clipped to.
         sample_max_value (`float`, defaults to 1.0): Its upper bound.
-        beta_schedule (`str`, *optional*): Makes the model one of a β-chain, by the names of [`DDPMScheduler`].
+        beta_schedule (`str`, *optional*): Makes the model one of a β-chain, by the names of [`~diffusers.DDPMScheduler`].
         beta_start, beta_end (`float`): First and last β of that chain.
         trained_betas (`list[float]`, *optional*):
             The β-chain itself. For a VDM it is written here, for the schedulers of diffusers to sample it with: the chain whose

@@ -178,7 +178,7 @@ class VDMUNet2DModel(ModelMixin, PlainConfigMixin):
             timestep (`Tensor` of shape `()` or `(B,)`, or `float`): What `gamma_t` is mapped to, fractional.
             class_labels (`Tensor` of shape `(B,)`, *optional*): Needed if the model is class-conditional.
             conditioning (`Tensor` of shape `(B, conditioning_dim)`, *optional*): Defaults to zeros.
-            return_dict (`bool`, defaults to `True`): [`UNet2DOutput`] or a plain tuple.
+            return_dict (`bool`, defaults to `True`): [`~diffusers.models.unets.unet_2d.UNet2DOutput`] or a plain tuple.
             encoder_hidden_states (`Tensor` of shape `(B, L, cross_attention_dim)`, *optional*): The vectors of a text, needed
                 if the model is conditioned on one.
             encoder_attention_mask (`Tensor` of shape `(B, L)`, *optional*): True, or 1, for those that count. Defaults to all.

@@ -273,7 +273,7 @@ class VDM(nn.Module):
 
     @property
     def unit(self) -> Unit:
-        """The unit of the bound: bits for integer images, nats for real-valued data, per dimension."""
+        """The unit of the bound, bits per dimension for integer images and nats for real-valued data."""
         return BITS_PER_DIM if self.num_levels is not None and self.vae is None else NATS_PER_DIM
 
     def scale(self, images: Tensor, generator: torch.Generator | list[torch.Generator] | None = None) -> Tensor:
@@ -498,9 +498,10 @@ class VDM(nn.Module):
         """The model that a pipeline samples, sharing its denoiser.
 
         Any pipeline that denoises images or their latents from noise alone, by a β-chain or as a VDM: [`VDMPipeline`],
-        [`DDPMPipeline`], [`LDMPipeline`], [`DiTPipeline`], [`StableDiffusionPipeline`], [`StableDiffusionXLPipeline`],
-        [`PixArtAlphaPipeline`], ...  Its text encoders are the `prompt_encoder`, see [`prompt_encoder_of`]; what else it has is
-        saved with the model.
+        [`~diffusers.DDPMPipeline`], [`~diffusers.LDMPipeline`], [`~diffusers.DiTPipeline`],
+        [`~diffusers.StableDiffusionPipeline`], [`~diffusers.StableDiffusionXLPipeline`],
+        [`~diffusers.PixArtAlphaPipeline`], ... Its text encoders are the `prompt_encoder`, see [`prompt_encoder_of`]; what else
+        it has is saved with the model.
 
         Its noise schedule is the scheduler's table or chain, fixed, unless another is given to train on with; a class is one
         that starts there, by [`~NoiseSchedule.from_schedule`].

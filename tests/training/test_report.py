@@ -6,10 +6,17 @@ import shlex
 from html.parser import HTMLParser
 from pathlib import Path
 
+import torch
+
+from vdm_diffusers import VDM
+from vdm_diffusers.data import load_digits
 from vdm_diffusers.evaluate import main as evaluate
+from vdm_diffusers.figures import save_bits_maps
+from vdm_diffusers.likelihood import bits_per_pixel
+from vdm_diffusers.training import bits_map
 
 
-PICTURES = ("samples.png", "training_curve.png", "noise_schedule.png", "forward_process.png")
+PICTURES = ("bits_map.png", "samples.png", "training_curve.png", "noise_schedule.png", "forward_process.png")
 AWKWARD = "<script>alert('&amp;')<b>\"run\""
 """A folder's name that is markup."""
 
@@ -52,9 +59,17 @@ class Page(HTMLParser):
         return [base64.b64decode(source.partition(",")[2], validate=True) for source in sources]
 
 
-def test_a_report_has_all_that_the_run_left(train, tmp_path, capsys):
+def test_a_report_has_all_that_the_run_left(train, tmp_path, capsys, monkeypatch):
+    mapped = []
+    monkeypatch.setattr(bits_map, "save_bits_maps", lambda *given: mapped.append(given) or save_bits_maps(*given))
     train(output_dir=tmp_path / AWKWARD, final_validation_repeats=2)
     folder = tmp_path / AWKWARD
+    ((images, bits, path),) = mapped
+    digits = load_digits().validation[0]["images"][None]
+    assert torch.equal(images, digits / 16) and path == folder / "bits_map.png"
+    again = bits_per_pixel(VDM.from_pretrained(folder), digits, generator=torch.Generator().manual_seed(0), num_repeats=2)
+    torch.testing.assert_close(bits, again)
+
     page = Page(folder / "report.html")
     assert page.open == [] and page.text_in("h1") == AWKWARD and page.text_in("title").startswith(AWKWARD)
     assert page.pictures() == [(folder / name).read_bytes() for name in PICTURES]

@@ -67,6 +67,7 @@ def test_a_run_on_captions_samples_prompts_and_says_what_captions_are_worth(trai
     worth = metrics["worth_of_captions"]
     assert worth["per_dim"] == pytest.approx(metrics["without_captions"] - metrics["bits_per_dim"])
     assert "without captions" in capsys.readouterr().out
+    assert (folder / "bits_map.png").exists()
     card = (folder / "README.md").read_text()
     assert "what the captions are worth" in card and "text-to-image" in card
     first = load_digits(caption_column="caption").validation[0]["captions"][0]

@@ -175,6 +175,7 @@ def test_five_channels_of_named_classes(train, tmp_path, monkeypatch):
     train(train_data_dir=tmp_path / "data", max_train_steps=2, resume_from_checkpoint="latest", **options)
     for picture in ("samples", "forward_process", "samples/step-2"):
         assert np.asarray(PIL.Image.open(tmp_path / "out" / f"{picture}.png")).std() > 0
+    assert not (tmp_path / "out" / "bits_map.png").exists()
     pipe = VDMPipeline.from_pretrained(tmp_path / "out")
     with pytest.raises(ValueError, match='PIL has no pictures of 5 channels: take arrays by `output_type="np"`'):
         pipe(class_labels="dog", num_inference_steps=2)

@@ -21,7 +21,7 @@ def coding_model(pipeline: DiffusionPipeline, num_inference_steps: int | None = 
     optimal where that scheduler has an error profile, or else q's.
 
     Args:
-        pipeline (`DiffusionPipeline`): Such as a [`VDMPipeline`] or a [`DDPMPipeline`], on any device.
+        pipeline (`DiffusionPipeline`): Such as a [`VDMPipeline`] or a [`~diffusers.DDPMPipeline`], on any device.
         num_inference_steps (`int`, *optional*): T. Defaults to the largest number that the scheduler keeps a chain for, or else
             to `NUM_STEPS`.
 

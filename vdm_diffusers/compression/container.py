@@ -55,10 +55,10 @@ class Header:
         shape (`list[int]`): `(C, *size)`.
         num_levels (`int`): Images are integers in `[0, num_levels)`.
         gammas (`list[float]`): The chain, gamma_0 to gamma_T, increasing.
-        bin_precision (`int`): See [`CodedLatents`].
-        weights (`str`): [`digest_of_weights`].
-        variances (`str`, *optional*): [`digest_of_variances`].
-        arithmetic (`dict[str, str]`): [`arithmetic_of`].
+        bin_precision (`int`): A bin is `2^-bin_precision` of the smallest standard deviation of its latent.
+        weights (`str`): A digest of the model's.
+        variances (`str`, *optional*): A digest of the optimal ones.
+        arithmetic (`dict[str, str]`): By what the denoiser's outputs are computed: device, dtype, versions.
     """
 
     shape: list[Annotated[int, Within(1, MAX_DIMS)]]

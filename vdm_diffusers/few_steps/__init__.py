@@ -2,6 +2,7 @@
 
 from ..error_profiles import ErrorProfile
 from ..scheduling.any_timesteps import keep_timesteps, with_timesteps
+from .block import KeptTimestepsStep
 from .chains import best_chain, chain_cost, grid_costs, refined, step_cost
 from .measuring import error_profile
 from .sampling import Sampler
@@ -10,6 +11,7 @@ from .timesteps import Search, plan, probed
 
 __all__ = [
     "ErrorProfile",
+    "KeptTimestepsStep",
     "Sampler",
     "Search",
     "best_chain",

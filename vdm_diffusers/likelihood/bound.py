@@ -78,7 +78,7 @@ def variational_bound(
         batch_size (`int`, defaults to 128): Images a batch.
         seed (`int`, defaults to 0): Of the draws.
         device (`str` or `torch.device`, defaults to `"cpu"`): Where the model is.
-        processes (`PartialState`, *optional*): Those that share the images; see [`for_each_image`].
+        processes (`PartialState`, *optional*): Those that share the images; each must call this.
         description (`str`, *optional*): For a progress bar.
 
     Raises:

@@ -47,7 +47,7 @@ class Estimate:
     def from_repeats(cls, values: Tensor, **facts: Any) -> Self:
         """Of float64 `values` `(R, N)` for R repeats and N images. Within a repeat the draws may depend on each other.
 
-        `facts` are the attributes that a subclass has besides. Raises `ValueError` as [`check_sizes`] does.
+        `facts` are the attributes that a subclass has besides. Raises `ValueError` for fewer than two images or no repeat.
         """
         num_repeats, num_images = values.shape
         check_sizes(num_images, num_repeats)

@@ -24,7 +24,7 @@ class PromptEncoderPair(PromptEncoder):
         text_encoder_2 (`CLIPTextModelWithProjection`): The second.
         max_sequence_length (`int`, *optional*): Tokens of a prompt. Defaults to what all can take.
         force_zeros_for_empty_prompt (`bool`, defaults to `False`): Whether the empty prompt is zeros, as
-            [`StableDiffusionXLPipeline`] has it where it is given no negative one.
+            [`~diffusers.StableDiffusionXLPipeline`] has it where it is given no negative one.
         image_size (`tuple[int, int]`, *optional*): Height and width of the images, in pixels, for denoisers that are told them.
     """
 

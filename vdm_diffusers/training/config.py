@@ -22,6 +22,9 @@ from .model_config import read_model_config
 LR_SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
 """Those of diffusers that need nothing but the number of steps."""
 
+SCHEDULES = tuple(name for name in NOISE_SCHEDULES if name != TableSchedule.__name__)
+"""Those that an option can name: not a table, whose gammas have to be given."""
+
 DESCRIBED_BY_CONFIG = {
     "pretrained_model_name_or_path", "block_channels", "layers_per_side", "attention_everywhere", "norm_num_groups", "dropout",
     "fourier_powers",
@@ -38,7 +41,7 @@ ShareBelowOne = Annotated[float, Limit("at least 0 and below 1", lambda value: 0
 @dataclass(kw_only=True)
 class TrainingConfig(DataOptions):
     """
-    Every option of `train_vdm.py`. The defaults are the paper's for CIFAR-10; without a data set, [`DIGITS`] replaces some.
+    Every option of `train_vdm.py`. The defaults are the paper's for CIFAR-10; without a data set, `DIGITS` replaces some.
 
     Raises `TypeError` or `ValueError`, naming the option and the remedy, for values that no run can have.
     """
@@ -88,7 +91,7 @@ class TrainingConfig(DataOptions):
         None, "Exponents n of the Fourier features sin(2^n 2 pi z). Default: periods of one level and of two; none for latents."
     )
     prediction_type: Literal[tuple(PREDICTIONS)] = option("epsilon", "What the denoiser estimates.")
-    noise_schedule: Literal[tuple(name for name in NOISE_SCHEDULES if name != TableSchedule.__name__)] | None = option(
+    noise_schedule: Literal[SCHEDULES] | None = option(
         None, "The noise schedule; it starts where that of a pretrained model is. Default: its own, or LearnedMonotoneSchedule."
     )
     resolution_ratio: Positive | None = option(

@@ -14,11 +14,11 @@ from ..units import BITS_PER_DIM
 from ..vdm import VDM
 from .config import TrainingConfig
 from .facts import evaluation_command, figures
-from .output_files import ARRAY_OF_SAMPLES, CONFIG, FORWARD_PROCESS, NOISE_SCHEDULE, REPORT, SAMPLES, TRAINING_CURVE
+from .output_files import ARRAY_OF_SAMPLES, BITS_MAP, CONFIG, FORWARD_PROCESS, NOISE_SCHEDULE, REPORT, SAMPLES, TRAINING_CURVE
 
 
 TEMPLATE = "report.html.jinja"
-PICTURES = (SAMPLES, TRAINING_CURVE, NOISE_SCHEDULE, FORWARD_PROCESS)
+PICTURES = (BITS_MAP, SAMPLES, TRAINING_CURVE, NOISE_SCHEDULE, FORWARD_PROCESS)
 
 
 def save_report(folder: Path, config: TrainingConfig, data: ImageData, vdm: VDM, metrics: dict) -> None:

@@ -13,9 +13,10 @@ from ..likelihood.bound import VariationalBound
 from ..likelihood.estimates import Difference
 from ..units import BITS_PER_DIM, Unit
 from ..vdm import VDM
+from .bits_map import save_bits_map
 from .config import TrainingConfig
 from .hub import Uploads, save_model_card
-from .output_files import FORWARD_PROCESS, METRICS, REPORT, SAMPLES, TRAINING_CURVE, samples_of
+from .output_files import BITS_MAP, FORWARD_PROCESS, METRICS, REPORT, SAMPLES, TRAINING_CURVE, samples_of
 from .report import save_report
 from .sample_grids import Samples, sample_prompts, save_samples
 from .trainer import History
@@ -40,6 +41,7 @@ def finish(
     save_samples(samples, vdm, folder / SAMPLES, sample_prompts(config))
     save_forward_process(vdm.scale(data.validation[0]["images"][None]), vdm.noise_schedule, folder / FORWARD_PROCESS)
     save_training_curve(history.training, history.validation, folder / TRAINING_CURVE, vdm.unit)
+    save_bits_map(vdm, data, config.seed, folder / BITS_MAP)
     bound, *without_captions = bounds
     metrics = measurements(bound.record(), config.max_train_steps, len(data.validation), config.final_validation_repeats)
     if vdm.unit is BITS_PER_DIM:
