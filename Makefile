@@ -2,8 +2,9 @@
 # make train-emoji   the same for a model of text: emoji from their names, vdm-emoji/
 # make test          installs into .venv and runs the tests, a process a core, without network
 # make test-demo     the tests of the demo, which clicks through it if a Chromium is installed
-# make docs          builds docs/ into site/, refusing warnings and broken links
 # make test-lowest   the same with the lowest versions that setup.py declares, in .venv-lowest
+# make docs          builds docs/ into site/, refusing warnings and broken links
+# make notebooks     executes docs/notebooks/ on one core, minutes each, and writes what they print into them
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -12,7 +13,7 @@ PIP := $(BIN)/python $(INSTALL) constraints.txt
 TEST_ENV := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 PYTEST := -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: train train-emoji test test-demo test-lowest test-slow fuzz style docs bench clean
+.PHONY: train train-emoji test test-demo test-lowest test-slow fuzz style docs notebooks bench clean
 
 train: .venv/train
 	$(BIN)/python train_vdm.py
@@ -44,6 +45,9 @@ docs: .venv/docs
 	rm -rf site
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs site
 	$(BIN)/python docs/_ext/check_links.py site
+
+notebooks: .venv/test
+	$(TEST_ENV) $(BIN)/python docs/_ext/execute_notebooks.py docs/notebooks/*.ipynb
 
 bench: .venv/test
 	$(BIN)/python benchmarks/overhead.py

