@@ -120,9 +120,19 @@ def test_repeats_spread_the_times_of_every_image():
         assert torch.searchsorted(chain, of_image.sort().values).tolist() == list(range(1, 9))
     source = torch.Generator().manual_seed(2)
     u = torch.rand((), generator=source)
-    times = ((u + torch.arange(24) / 24) % 1).reshape(8, 3)
+    times = ((u + torch.arange(24) / 24) % 1).reshape(8, 3)[:, torch.randperm(3, generator=source)]
     singles = [bits_per_pixel(vdm, images, labels, t, generator=source) for t in times]
     torch.testing.assert_close(mean, torch.stack(singles).mean(0))
+
+
+def test_neighbouring_images_have_other_times():
+    """A chain that is steep at one end would else show as a band over the first images or the last."""
+    vdm = tiny_vdm()
+    told = []
+    vdm.unet.register_forward_pre_hook(lambda _, args, kwargs: told.append(kwargs["timestep"]), with_kwargs=True)
+    images, labels = torch.randint(0, 16, (1, 2, 6, 6)).expand(64, -1, -1, -1), torch.zeros(64, dtype=torch.int64)
+    bits_per_pixel(vdm, images, labels, generator=torch.Generator().manual_seed(0), num_repeats=2)
+    assert abs(torch.corrcoef(torch.stack([told[0], torch.arange(64.0)]))[0, 1]) < 0.3
 
 
 def test_without_reduction_the_objective_and_its_gradients_are_the_same():

@@ -21,7 +21,8 @@ def bits_per_pixel(
     The negative variational bound (section 3.5) of every element of images, of which the bound is the sum.
 
     One draw of time and noise is as [`~VDM.forward`] draws it: the map of the same draws sums to its bound. With several, an
-    image's times are stratified over its repeats, `t = (u + r / R) mod 1`, and the map is the mean over them.
+    image's times are stratified over its repeats, `t = (u + r / R) mod 1`, with another u for each image, and the map is the
+    mean over them.
 
     Args:
         vdm ([`VDM`]): It is evaluated without dropout and left in the mode in which it was. With an error profile, its
@@ -50,6 +51,7 @@ def bits_per_pixel(
 
 
 def _times(vdm: VDM, num_images: int, num_repeats: int, generator: torch.Generator | None) -> Tensor:
-    """Those of every repeat and image, `(R, B)`: stratified over all, and so over the repeats of each."""
-    u = torch.rand((), generator=generator, device=vdm.noise_schedule.device)
-    return stratified_times(u, num_repeats * num_images).reshape(num_repeats, num_images)
+    """Those of every repeat and image, `(R, B)`: stratified over all, and so over the repeats of each, the images in any order."""
+    draws = {"generator": generator, "device": vdm.noise_schedule.device}
+    times = stratified_times(torch.rand((), **draws), num_repeats * num_images).reshape(num_repeats, num_images)
+    return times[:, torch.randperm(num_images, **draws)]
