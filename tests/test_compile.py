@@ -49,3 +49,26 @@ def test_the_denoiser_is_compiled_once_for_training_and_once_for_sampling(vdm):
     assert counter.frame_count == 1
     vdm.to_pipeline()(batch_size=4, num_inference_steps=5, output_type="pt")
     assert counter.frame_count == 2
+
+
+@pytest.mark.parametrize("options", [{}, {"attention_everywhere": True}, {"cross_attention_dim": 6}])
+def test_a_deep_denoiser_is_compiled_by_its_blocks_as_a_shallow_one_is(options):
+    """With the outputs and gradients of eager mode."""
+    text = {"encoder_hidden_states": torch.randn(2, 3, 6)} if "cross_attention_dim" in options else {}
+    sample, counts = torch.randn(2, 3, 8, 8), []
+    for layers_per_side in (1, 3):
+        torch._dynamo.reset()
+        unet = VDMUNet2DModel(
+            8, 3, block_channels=8, layers_per_side=layers_per_side, norm_num_groups=4, dropout=0.0, **options
+        )
+        for parameter in unet.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+        expected = unet(sample, 500.0, **text).sample
+        expected_gradients = torch.autograd.grad(expected.square().sum(), unet.parameters())
+        counter = CompileCounter()
+        unet.compile_repeated_blocks(backend=counter, fullgraph=True)
+        output = unet(sample, 500.0, **text).sample
+        torch.testing.assert_close(output, expected)
+        torch.testing.assert_close(torch.autograd.grad(output.square().sum(), unet.parameters()), expected_gradients)
+        counts.append(counter.frame_count)
+    assert counts[0] == counts[1] <= 4

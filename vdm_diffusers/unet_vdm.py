@@ -63,6 +63,7 @@ class VDMUNet2DModel(ModelMixin, PlainConfigMixin):
 
     _supports_gradient_checkpointing = True
     _no_split_modules = ["ResnetBlock", "Attention"]
+    _repeated_blocks = ["Stage"]
 
     @register_to_config
     @checked
@@ -188,7 +189,8 @@ class VDMUNet2DModel(ModelMixin, PlainConfigMixin):
         """
         text = self._text(sample, encoder_hidden_states, encoder_attention_mask)
         embedding = self._embed(sample, timestep, class_labels, conditioning, text)
-        hidden = self.conv_in(self._with_fourier_features(sample))
+        features = self._with_fourier_features(sample)
+        hidden = self.conv_in(features.contiguous(memory_format=torch.channels_last))  # and so all that follows
         skips = [hidden]
         for stage in self.down:
             hidden = self._run(stage, hidden, embedding, text)

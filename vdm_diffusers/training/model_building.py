@@ -50,8 +50,16 @@ def build_vdm(
     if config.gradient_checkpointing:
         vdm.unet.enable_gradient_checkpointing()
     if config.torch_compile:
-        vdm.unet.compile()
+        compile_denoiser(vdm.unet)
     return vdm
+
+
+def compile_denoiser(unet: ModelMixin) -> None:
+    """Compile it where it is: ours, which is one block many times over, by that block, which takes seconds, not minutes."""
+    if isinstance(unet, VDMUNet2DModel):
+        unet.compile_repeated_blocks()
+    else:
+        unet.compile()
 
 
 def pretrained_vdm(config: TrainingConfig, data: ImageData, vae: ModelMixin | None) -> VDM:
