@@ -51,7 +51,7 @@ def bits_per_pixel(
 
 
 def _times(vdm: VDM, num_images: int, num_repeats: int, generator: torch.Generator | None) -> Tensor:
-    """Those of every repeat and image, `(R, B)`: stratified over all, and so over the repeats of each, the images in any order."""
+    """Those of every repeat and image, `(R, B)`: stratified over all, and so over the repeats of each, images in any order."""
     draws = {"generator": generator, "device": vdm.noise_schedule.device}
     times = stratified_times(torch.rand((), **draws), num_repeats * num_images).reshape(num_repeats, num_images)
     return times[:, torch.randperm(num_images, **draws)]

@@ -1,0 +1,103 @@
+"""Steps and seconds of training until given bounds are reached on held-out images, for several recipes and seeds.
+
+python benchmarks/time_to_bound.py --bounds 2.0 1.9 1.85
+python benchmarks/time_to_bound.py docs/examples/mnist.yaml --train_data_dir mnist --bounds 2.0 1.7 1.5
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+
+SCRIPT = Path(__file__).parents[1] / "train_vdm.py"
+RUNS = {
+    "as it is": {},
+    "log-SNR linear": {"noise_schedule": "LearnedLinearSchedule"},
+    "v_prediction": {"prediction_type": "v_prediction"},
+    "epsilon": {"prediction_type": "epsilon"},
+    "no dropout": {"dropout": 0.0},
+    "no warm-up": {"lr_warmup_steps": 0},
+    "half the learning rate": {"learning_rate": 2e-3},
+    "shorter average": {"ema_decay": 0.99},
+}
+"""What differs from the recipe."""
+
+
+class Run(NamedTuple):
+    """Steps of its validations with their bounds, those of the end last, and the seconds that a step took."""
+
+    bounds: dict[int, float]
+    seconds_per_step: float
+
+    def reached(self, bound: float) -> int | None:
+        """The step at which it was at or below a bound, at the latest."""
+        return next((step for step, value in self.bounds.items() if value <= bound), None)
+
+
+def train(recipe: Sequence[str], options: dict[str, object], seed: int, every: int) -> Run:
+    """One run of `train_vdm.py` with one thread."""
+    with tempfile.TemporaryDirectory() as folder:
+        output_dir = Path(folder, "out")
+        options = options | {"seed": seed, "validation_steps": every, "report_to": "none", "output_dir": output_dir}
+        flags = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        subprocess.run([sys.executable, str(SCRIPT), *recipe, *flags], check=True, capture_output=True, env=environment)
+        metrics = json.loads((output_dir / "metrics.json").read_text())
+        (state,) = output_dir.glob(f"checkpoint-{metrics['step']}/run_state.json")
+        records = json.loads(state.read_text())["history"]["validation"]
+        bounds = {record["step"]: record["bits_per_dim"] for record in records if record["step"]}
+        bounds[metrics["step"]] = metrics["bits_per_dim"]
+        return Run(bounds, metrics["seconds"]["training"] / metrics["step"])
+
+
+def cell(runs: Sequence[Run], bound: float) -> str:
+    """Mean steps and seconds to a bound, or how many of the runs reached it."""
+    steps = [run.reached(bound) for run in runs]
+    if None in steps:
+        return f"{len(steps) - steps.count(None)} of {len(steps)}"
+    seconds = [step * run.seconds_per_step for step, run in zip(steps, runs)]
+    return f"{statistics.mean(steps):,.0f} ({statistics.mean(seconds):.0f} s)"
+
+
+def row(name: str, runs: Sequence[Run], bounds: Sequence[float]) -> str:
+    """Of the table: every bound, and the mean at the end with its spread over the seeds."""
+    last = [list(run.bounds.values())[-1] for run in runs]
+    spread = f" ± {statistics.stdev(last):.4f}" if len(last) > 1 else ""
+    cells = [cell(runs, bound) for bound in bounds]
+    return f"| {name} | {' | '.join(cells)} | {statistics.mean(last):.4f}{spread} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        epilog="Anything else is handed to train_vdm.py: the recipe that all runs share, by default that of the digits.",
+    )
+    parser.add_argument("--bounds", type=float, nargs="+", default=[2.0, 1.9, 1.85, 1.8], help="In bits/dim.")
+    parser.add_argument("--runs", nargs="+", choices=RUNS, default=list(RUNS))
+    parser.add_argument("--num_seeds", type=int, default=3)
+    parser.add_argument("--every", type=int, default=100, help="Steps between validations.")
+    parser.add_argument("--parallel", type=int, default=2, help="Runs at a time, one thread each.")
+    options, recipe = parser.parse_known_args()
+
+    heads = [f"≤ {bound:g}" for bound in options.bounds]
+    print(f"| recipe | {' | '.join(heads)} | at the end |\n| --- |{' --- |' * (len(heads) + 1)}", flush=True)
+    with ThreadPoolExecutor(options.parallel) as pool:
+        futures = {
+            name: [pool.submit(train, recipe, RUNS[name], seed, options.every) for seed in range(options.num_seeds)]
+            for name in options.runs
+        }
+        for name, results in futures.items():
+            print(row(name, [result.result() for result in results], options.bounds), flush=True)
+
+
+if __name__ == "__main__":
+    main()
