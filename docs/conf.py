@@ -37,7 +37,7 @@ napoleon_use_ivar = True
 
 nitpicky = True  # what the docstrings of the reference name is in the reference, unless it is one of these
 nitpick_ignore_regex = [
-    ("py:.*", r"(abc|accelerate|collections|datasets|diffusers|numpy|os|pathlib|PIL|torch|transformers)(\..+)?"),
+    ("py:.*", r"(abc|accelerate|collections|datasets|diffusers|gradio|numpy|os|pathlib|PIL|torch|transformers)(\..+)?"),
     ("py:class", r"Tensor|(PreTrained|CLIPText)\w+"),
     ("py:class", r"vdm_diffusers\.(guards|precision)\..+"),  # no user meets them
 ]

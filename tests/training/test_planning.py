@@ -68,6 +68,7 @@ def test_processes_share_the_memory_of_a_sharded_model():
 
 @pytest.mark.parametrize("options", [{}, {"dropout": 0.0}, {"num_class_embeds": 3}])
 def test_activations_take_what_was_said(options):
+    """Or a little less: without numbers PyTorch attends by a formula that keeps more, and convolves in another layout."""
     torch.manual_seed(0)
     unet = VDMUNet2DModel(8, 1, block_channels=16, layers_per_side=2, norm_num_groups=4, fourier_powers=(2, 3), **options)
     kept, own = {}, {parameter.data_ptr() for parameter in unet.parameters()}
@@ -82,7 +83,7 @@ def test_activations_take_what_was_said(options):
     assert output.requires_grad
     measured = sum(tensor.untyped_storage().nbytes() for address, tensor in kept.items() if address not in own)
     said = activation_bytes(VDM(unet, LearnedMonotoneSchedule(), num_levels=17), 16)
-    assert measured == pytest.approx(said, rel=0.05)
+    assert measured <= said <= 1.07 * measured
 
 
 @pytest.mark.parametrize(("num_bytes", "text"), [(0, "0 B"), (1536, "1.5 KiB"), (5 * 2**30, "5 GiB"), (3 * 2**40, "3 TiB")])

@@ -126,7 +126,7 @@ def num_parameters(module: nn.Module) -> int:
 
 
 def activation_bytes(vdm: VDM, batch_size: int) -> int:
-    """What autograd keeps of a denoiser's forward pass, in float32, by a pass of one image without numbers."""
+    """What autograd keeps at most of a denoiser's forward pass, in float32, by a pass of one image without numbers."""
     unet = _without_numbers(vdm.unet).train()
     parameters = {tensor.untyped_storage()._cdata for tensor in (*unet.parameters(), *unet.buffers())}
     kept: dict[int, int] = {}
