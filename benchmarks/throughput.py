@@ -27,16 +27,13 @@ class Variant(NamedTuple):
     dtype: torch.dtype = torch.float32
     tf32: bool = False
     compiled: bool = False
-    channels_last: bool = False
 
 
 VARIANTS = {
     "float32": Variant(),
     "TF32": Variant(tf32=True),
     "bfloat16": Variant(torch.bfloat16, tf32=True),
-    "bfloat16, channels-last": Variant(torch.bfloat16, tf32=True, channels_last=True),
     "bfloat16, compiled": Variant(torch.bfloat16, tf32=True, compiled=True),
-    "bfloat16, channels-last, compiled": Variant(torch.bfloat16, tf32=True, compiled=True, channels_last=True),
 }
 
 
@@ -71,8 +68,6 @@ def training_step(variant: Variant, options: argparse.Namespace, device: torch.d
     """A step with its optimiser, and the floating-point operations of its denoiser."""
     unet = VDMUNet2DModel(options.resolution, 3, block_channels=options.block_channels, layers_per_side=options.layers_per_side)
     vdm = VDM(unet, LearnedMonotoneSchedule()).to(device)
-    if variant.channels_last:
-        unet.to(memory_format=torch.channels_last)
     images = torch.randint(0, 256, (options.batch_size, 3, options.resolution, options.resolution), dtype=torch.uint8)
     images = images.to(device)
     optimizer = torch.optim.AdamW(vdm.parameters(), lr=2e-4, fused=True)
