@@ -25,7 +25,7 @@ RUNS = {
     "epsilon": {"prediction_type": "epsilon"},
     "no dropout": {"dropout": 0.0},
     "no warm-up": {"lr_warmup_steps": 0},
-    "half the learning rate": {"learning_rate": 2e-3},
+    "learning rate 2e-3": {"learning_rate": 2e-3},
     "shorter average": {"ema_decay": 0.99},
 }
 """What differs from the recipe."""

@@ -55,7 +55,7 @@ def build_vdm(
 
 
 def compile_denoiser(unet: ModelMixin) -> None:
-    """Compile it where it is: ours, which is one block many times over, by that block, which takes seconds, not minutes."""
+    """Compile it where it is: ours, which is one block many times over, by that block, in the time that one takes."""
     if isinstance(unet, VDMUNet2DModel):
         unet.compile_repeated_blocks()
     else:
