@@ -4,9 +4,11 @@
 # make test-demo     the tests of the demo, which clicks through it if a Chromium is installed
 # make test-lowest   the same with the lowest versions that setup.py declares, in .venv-lowest
 # make docs          builds docs/ into site/, refusing warnings and broken links
+# make bench         times and memory beside the bare denoiser's, peers' and those of the commit BASELINE, an hour on two cores
 # make notebooks     executes docs/notebooks/ on one core, minutes each, and writes what they print into them
 
 PYTHON ?= python3
+BASELINE ?= 475bf76
 BIN := .venv/bin
 INSTALL := -m pip install --quiet --disable-pip-version-check --constraint
 PIP := $(BIN)/python $(INSTALL) constraints.txt
@@ -51,6 +53,8 @@ notebooks: .venv/test
 
 bench: .venv/test
 	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/peers.py
+	$(BIN)/python benchmarks/speedup.py --baseline $(BASELINE)
 
 clean:
 	rm -rf .venv .venv-lowest build site *.egg-info

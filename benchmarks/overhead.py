@@ -63,18 +63,20 @@ class Model:
         self.vdm.zero_grad()
         self.vdm(self.images).bits_per_dim.mean().backward()
 
-    def diffusers_training_step(self) -> None:
+    def diffusers_loss(self) -> torch.Tensor:
         """As diffusers' own example of unconditional training has it: noise, `add_noise`, mean squared error."""
-        self.vdm.zero_grad()
         x = self.images.float() / 127.5 - 1
         noise = torch.randn(x.shape)
         timesteps = torch.randint(0, 1000, (len(x),))
         z_t = self.ddpm.add_noise(x, noise, timesteps)
-        mse_loss(self.unet(z_t, timesteps).sample, noise).backward()
+        return mse_loss(self.unet(z_t, timesteps).sample, noise)
 
-    def plain_training_step(self) -> None:
-        """The loss of the paper in plain PyTorch: the schedule differentiated by autograd, a softmax over all levels."""
+    def diffusers_training_step(self) -> None:
         self.vdm.zero_grad()
+        self.diffusers_loss().backward()
+
+    def plain_loss(self) -> torch.Tensor:
+        """The loss of the paper in plain PyTorch: the schedule differentiated by autograd, a softmax over all levels."""
         x = (2 * self.images.float() + 1) / 256 - 1
         times = ((torch.rand(()) + torch.arange(len(x)) / len(x)) % 1).requires_grad_()
         gamma = self.vdm.noise_schedule(times)
@@ -89,7 +91,11 @@ class Model:
         z_t = torch.sigmoid(-wide).sqrt() * x + torch.sigmoid(wide).sqrt() * eps
         error = (eps - self.unet(z_t, self.vdm.timestep_map(gamma)).sample) ** 2
         loss = prior + reconstruction + 0.5 * slope.reshape(-1, 1, 1, 1) * error
-        (loss.flatten(1).sum(1).mean() / (x[0].numel() * 0.6931471805599453)).backward()
+        return loss.flatten(1).sum(1).mean() / (x[0].numel() * 0.6931471805599453)
+
+    def plain_training_step(self) -> None:
+        self.vdm.zero_grad()
+        self.plain_loss().backward()
 
     def denoiser_step(self) -> None:
         self.vdm.zero_grad()

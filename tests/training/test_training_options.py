@@ -11,6 +11,7 @@ import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, UNet2DModel
 from processes import Ranks
+from safetensors.torch import load_file
 from tiny_pipelines import vae
 
 from vdm_diffusers import VDM, LinearSchedule, VDMPipeline, VDMUNet2DModel
@@ -54,6 +55,18 @@ def test_what_saves_memory_or_time_leaves_the_run_as_it_is(train, tmp_path):
     plain, saving = parameters(tmp_path / "plain"), parameters(tmp_path / "saving")
     for name, value in plain.items():
         torch.testing.assert_close(saving[name], value, rtol=1e-3, atol=1e-4)
+
+
+def test_the_moving_average_approaches_its_decay_by_a_power(train, tmp_path):
+    options = {"max_train_steps": 4, "checkpointing_steps": 1, "checkpoints_total_limit": 4, "validation_steps": 10}
+    train(ema_power=0.5, ema_decay=0.4, max_validation_images=8, **options)
+    average = None
+    for step, decay in enumerate([0.0, 1 - 2**-0.5, 0.4, 0.4], start=1):  # 1 - 3^-0.5 is more than 0.4
+        weights, averaged = (
+            load_file(tmp_path / "out" / f"checkpoint-{step}" / f"{name}.safetensors") for name in ("model", "moving_average")
+        )
+        average = {name: decay * (average or weights)[name] + (1 - decay) * weights[name] for name in averaged}
+        torch.testing.assert_close(averaged, average)
 
 
 def test_another_weighting_keeps_the_end_points(train, tmp_path):

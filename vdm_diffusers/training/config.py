@@ -120,6 +120,7 @@ class TrainingConfig(DataOptions):
     adam_weight_decay: Rate = option(0.01, "AdamW's weight decay, for the denoiser.")
     max_grad_norm: Positive = option(1.0, "Norm to which the denoiser's gradient is clipped.")
     ema_decay: Share = option(0.9999, "Decay of the moving average of the weights, approached as steps go on.")
+    ema_power: Positive = option(0.75, "How fast: after n steps it is 1 - (1 + n)^-power, or that decay if it is less.")
     optimizer: Literal["adamw", "adamw_fused", "adamw_8bit"] = option(
         "adamw", "AdamW, its fused implementation, or that of bitsandbytes with its state in eight bits."
     )

@@ -112,7 +112,7 @@ class Trainer:
         )
         self.placement = place(accelerator, vdm, config)
         self.model, self.optimizer, self.loader = self.placement.prepare(optimizer, self._build_loader())
-        self.ema = self.placement.moving_average(decay=config.ema_decay, use_ema_warmup=True, power=0.75)
+        self.ema = self.placement.moving_average(decay=config.ema_decay, use_ema_warmup=True, power=config.ema_power)
         self.history = History()
         self.not_reduced: list[Tensor] = []
         stream = self.loader if isinstance(self.loader, StreamLoader) else None
