@@ -1,6 +1,6 @@
 """Steps and seconds of training until given bounds are reached on held-out images, for several recipes and seeds.
 
-python benchmarks/time_to_bound.py
+python benchmarks/time_to_bound.py --max_train_steps 2000
 python benchmarks/time_to_bound.py docs/examples/mnist.yaml --train_data_dir mnist --bounds 1.6 1.5 1.4
 """
 
@@ -25,12 +25,11 @@ RUNS = {
     INDEPENDENT_TIMES: {},
     "ε-prediction": {"prediction_type": "epsilon"},
     "v-prediction": {"prediction_type": "v_prediction"},
-    "with dropout": {"dropout": 0.1},
     "half the learning rate": {"learning_rate": 2e-3},
     "no warm-up": {"lr_warmup_steps": 0},
-    "longer average": {"ema_decay": 0.9999},
-    "much longer average": {"ema_decay": 0.9999, "ema_power": 1.0},
-    "before": {"dropout": 0.1, "train_batch_size": 64, "max_train_steps": 1700, "ema_decay": 0.999},
+    "average of power 2/3": {"ema_power": 0.667},
+    "average of power 0.9": {"ema_power": 0.9},
+    "before": {"block_channels": 64, "dropout": 0.1, "train_batch_size": 64, "max_train_steps": 1700},
     "the paper's": {
         "dropout": 0.1,
         "noise_schedule": "LearnedLinearSchedule",
