@@ -13,8 +13,11 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
+
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 
 SCRIPT = Path(__file__).parents[1] / "train_vdm.py"
@@ -54,7 +57,7 @@ run_command()
 
 
 class Run(NamedTuple):
-    """Steps of its validations with their bounds, those of the end last, and the seconds that a step took."""
+    """Steps of its validations with their bounds, those of the end last, and the seconds that a step took without them."""
 
     bounds: dict[int, float]
     seconds_per_step: float
@@ -69,9 +72,9 @@ def train(recipe: Sequence[str], name: str, seed: int, every: int) -> Run:
     program = ["-c", WITH_INDEPENDENT_TIMES] if name == INDEPENDENT_TIMES else [SCRIPT]
     with tempfile.TemporaryDirectory() as folder:
         output_dir = Path(folder, "out")
-        options = RUNS[name] | {"seed": seed, "validation_steps": every, "report_to": "none", "output_dir": output_dir}
-        options |= {"validation_repeats": 4, "num_samples": 1, "num_inference_steps": 1}  # which count as training does
-        flags = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+        options = RUNS[name] | {"seed": seed, "validation_steps": every, "output_dir": output_dir}
+        options |= {"num_samples": 1, "num_inference_steps": 1}
+        flags = [part for option, value in options.items() for part in (f"--{option}", str(value))]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         command = [sys.executable, *program, *recipe, *flags]
         finished = subprocess.run(command, capture_output=True, text=True, env=environment)
@@ -82,7 +85,14 @@ def train(recipe: Sequence[str], name: str, seed: int, every: int) -> Run:
         records = json.loads(state.read_text())["history"]["validation"]
         bounds = {record["step"]: record["bits_per_dim"] for record in records if record["step"]}
         bounds[metrics["step"]] = metrics["bits_per_dim"]
-        return Run(bounds, metrics["seconds"]["training"] / metrics["step"])
+        return Run(bounds, seconds_per_step(output_dir))
+
+
+def seconds_per_step(output_dir: Path) -> float:
+    """The median between two entries of the log, so that validations don't count."""
+    (log,) = output_dir.glob("logs/*/events.*")
+    entries = EventAccumulator(str(log)).Reload().Scalars("train/bits_per_dim")
+    return statistics.median((b.wall_time - a.wall_time) / (b.step - a.step) for a, b in pairwise(entries))
 
 
 def cell(runs: Sequence[Run], bound: float) -> str:
