@@ -15,7 +15,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vdm_diffusers import VDM, LinearSchedule, VDMPipeline, VDMUNet2DModel, batching, memory
 from vdm_diffusers.denoisers import predict
+from vdm_diffusers.few_steps import error_profile
 from vdm_diffusers.likelihood import variational_bound
+from vdm_diffusers.likelihood.ddpm_bound import DDPM, ddpm_bound
+from vdm_diffusers.likelihood.ode_likelihood import ode_likelihood
 
 
 NUMBER = 5
@@ -33,7 +36,12 @@ def of_classes() -> VDMPipeline:
 def sizes_seen(module: nn.Module) -> list[int]:
     """The numbers of samples that it is called with from here on."""
     seen = []
-    module.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+
+    def see(_, args: tuple[torch.Tensor, ...]) -> None:
+        if args[0].device.type != "meta":
+            seen.append(len(args[0]))
+
+    module.register_forward_pre_hook(see)
     return seen
 
 
@@ -127,15 +135,53 @@ def test_other_errors_are_raised_at_once():
     assert len(calls) == 1
 
 
+def items() -> list[dict[str, torch.Tensor]]:
+    return [{"images": image, "class_labels": torch.tensor(1)} for image in torch.from_numpy(IMAGES).movedim(3, 1)]
+
+
 def test_a_bound_goes_on_when_memory_runs_out():
-    pipe, images = of_classes(), torch.from_numpy(IMAGES).movedim(3, 1)
-    data = [{"images": image, "class_labels": torch.tensor(1)} for image in images]
-    bounds = [variational_bound(VDM.from_pipeline(pipe), data, batch_size=5)]
+    pipe = of_classes()
+    bounds = [variational_bound(VDM.from_pipeline(pipe), items(), batch_size=5)]
     seen = sizes_seen(pipe.unet)
     no_memory_for_more_than(2, pipe.unet)
-    bounds.append(variational_bound(VDM.from_pipeline(pipe), data, batch_size=5))
+    bounds.append(variational_bound(VDM.from_pipeline(pipe), items(), batch_size=5))
     assert seen == [5, 2, 2, 1]
     assert bounds[0].bits_per_dim == pytest.approx(bounds[1].bits_per_dim, abs=1e-6)
+
+
+EVALUATORS = {
+    "bound": lambda pipe, **options: variational_bound(VDM.from_pipeline(pipe), items(), **options),
+    "ODE": lambda pipe, **options: ode_likelihood(VDM.from_pipeline(pipe), items(), tolerance=0.1, **options),
+    "DDPM's bound": lambda pipe, **options: ddpm_bound(
+        DDPM(pipe.unet, torch.linspace(-6.0, 4.0, 5), num_levels=16), items(), num_indices=1, **options
+    ),
+    "errors": lambda pipe, **options: error_profile(
+        VDM.from_pipeline(pipe), items(), torch.tensor([-1.0, 1.0]), num_draws=5, **options
+    ),
+}
+
+
+@pytest.mark.parametrize("evaluate", EVALUATORS.values(), ids=EVALUATORS)
+def test_images_are_evaluated_at_once_as_memory_allows(evaluate, monkeypatch):
+    pipe = of_classes()
+    seen = sizes_seen(pipe.unet)
+    evaluate(pipe, batch_size=None)
+    assert set(seen) == {5}
+    seen.clear()
+    monkeypatch.setattr(batching, "free_bytes", lambda device: 0)
+    evaluate(pipe, batch_size=None)
+    assert set(seen) == {1}
+
+
+def test_the_encoder_of_a_latent_model_counts(monkeypatch):
+    torch.manual_seed(0)
+    vdm = VDM(conditional_unet(), LinearSchedule(-6.0, 4.0), vae=vae())
+    text = {"encoder_hidden_states": torch.zeros(4, 8)}
+    data = [{"images": torch.zeros(3, 32, 32, dtype=torch.uint8)} | text] * 3
+    encoder = memory.peak_bytes(vdm.vae, lambda twin: twin.encode(torch.zeros(1, 3, 32, 32)))
+    monkeypatch.setattr(batching, "free_bytes", lambda device: 2 * encoder / batching.SHARE)
+    assert batching.evaluation_batch_size(vdm.unet, data, "cpu", vae=vdm.vae) == 2
+    assert batching.evaluation_batch_size(vdm.unet, data, "cpu") > 2
 
 
 def test_free_memory_says_how_many_are_given_at_once(monkeypatch):
