@@ -267,6 +267,12 @@ def test_processes_share_what_a_container_leaves(tmp_path, monkeypatch):
     assert memory.free_bytes(device) == 2000
 
 
+def test_what_the_allocator_of_a_gpu_keeps_is_free(monkeypatch):
+    for name, value in {"mem_get_info": (1000, 9000), "memory_reserved": 5000, "memory_allocated": 3000}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    assert memory.free_bytes(torch.device("cuda")) == 3000
+
+
 @pytest.mark.parametrize(
     ("most", "error", "message"),
     [(0, ValueError, "`max_batch_size` is 0, but must be from 1"), (1.5, TypeError, "`max_batch_size` is 1.5, but must be a")],

@@ -54,9 +54,8 @@ class InBatches:
 
 
 def _parts(rows: tuple[Tensor | Condition, ...], number: int) -> list[tuple[Tensor | Condition, ...]]:
-    return list(
-        zip(*(each.tensor_split(number) if isinstance(each, Tensor) else split_condition(each, number) for each in rows))
-    )
+    columns = (each.tensor_split(number) if isinstance(each, Tensor) else split_condition(each, number) for each in rows)
+    return list(zip(*columns))
 
 
 def denoiser_batch_size(unet: nn.Module, condition: Condition, device: torch.device) -> int:
@@ -84,20 +83,22 @@ def evaluation_batch_size(
     How many images of a data set a denoiser can be evaluated on at once.
 
     Args:
+        unet (`nn.Module`): The denoiser.
         dataset (`Dataset`): Items as [`ImageDataset`] has them.
+        device (`str` or `torch.device`): Where it is evaluated.
         with_gradients (`bool`, defaults to `False`): Whether its derivative is computed too.
         vae ([`AutoencoderKL`], ..., *optional*): What encodes the images.
     """
-    images, condition = split_batch(collate([dataset[0]]))
+    device = torch.device(device)
     if with_gradients:
-        return _batch_size(2 * activation_bytes(unet, 1), torch.device(device))  # what is kept, and its gradients
-    number = denoiser_batch_size(unet, condition, torch.device(device))
-    return number if vae is None else min(number, _encoder_batch_size(vae, images, torch.device(device)))
-
-
-def _encoder_batch_size(vae: ModelMixin, images: Tensor, device: torch.device) -> int:
+        return _batch_size(2 * activation_bytes(unet, 1), device)  # what is kept, and its gradients
+    images, condition = split_batch(collate([dataset[0]]))
+    number = denoiser_batch_size(unet, condition, device)
+    if vae is None:
+        return number
     one = images.to("meta")
-    return _batch_size(_peak_bytes(vae, lambda twin: twin.encode(one.to(compute_dtype(twin))), [one]), device)
+    encoded = _peak_bytes(vae, lambda twin: twin.encode(one.to(compute_dtype(twin))), [one])
+    return min(number, _batch_size(encoded, device))
 
 
 def _batch_size(bytes_an_image: int, device: torch.device) -> int:
