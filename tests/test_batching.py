@@ -8,6 +8,7 @@ import psutil
 import pytest
 import torch
 from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler
+from diffusers.models import modeling_utils
 from test_prompts import pipeline
 from tiny_pipelines import conditional_unet, unet, vae
 from torch import nn
@@ -185,6 +186,7 @@ def test_the_encoder_of_a_latent_model_counts(monkeypatch):
 
 
 def test_free_memory_says_how_many_are_given_at_once(monkeypatch):
+    monkeypatch.setattr(modeling_utils.logger, "warning", pytest.fail)
     pipe = of_classes()
     seen, latents = sizes_seen(pipe.unet), torch.randn(NUMBER, 1, 6, 8)
     needed = memory.peak_bytes(
@@ -235,6 +237,8 @@ def test_a_pass_takes_what_was_said(build, shape, function):
     single = said()
     model.double()
     assert said() == pytest.approx(2 * single, rel=0.1)  # but for the timesteps, which stay in float32
+    model.bfloat16()
+    assert single / 2 <= said() <= single  # attention's formula computes in float32
 
 
 def test_a_denoiser_that_reads_its_numbers_is_called_all_the_same():

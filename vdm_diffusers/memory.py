@@ -55,7 +55,7 @@ def peak_bytes(model: ModelMixin, function: Callable[[nn.Module], Any]) -> int:
     """
     config = dict(model.config) | {"_use_default_values": []}  # what is listed there `from_config` would leave out
     with torch.device("meta"), torch.no_grad():
-        twin = type(model).from_config(config).to(compute_dtype(model)).eval()
+        twin = nn.Module.to(type(model).from_config(config), compute_dtype(model)).eval()  # diffusers' own `to` warns
         with _Allocations(twin) as allocations:
             function(twin)
     return allocations.peak
