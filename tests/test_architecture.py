@@ -16,7 +16,8 @@ PACKAGE = Path(vdm_diffusers.__file__).parent
 ORDER = (
     "precision", "units", "randomness", "gaussian", "weightings", "timestep_maps", "guards", "pictures", "command_line",
     "noise_schedules", "saved_schedules", "remote_code", "image_arguments",
-    "unet_vdm", "autoencoders", "class_names", "conditioning", "denoisers", "text_encoders", "prompts",
+    "unet_vdm", "autoencoders", "class_names", "conditioning", "denoisers", "memory", "batching",
+    "text_encoders", "prompts",
     "error_profiles", "scheduling", "scheduling_vdm", "known_images", "vdm", "pixel_space", "probability_flow",
     "pipeline_vdm", "compression",
     "figures", "likelihood", "data", "training",

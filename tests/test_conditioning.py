@@ -16,8 +16,8 @@ from vdm_diffusers.denoisers import check_denoiser
 from vdm_diffusers.likelihood import variational_bound
 from vdm_diffusers.likelihood.ddpm_bound import DDPM, ddpm_bound
 from vdm_diffusers.likelihood.ode_likelihood import ode_likelihood
+from vdm_diffusers.memory import activation_bytes
 from vdm_diffusers.scheduling.beta_chains import chain_gammas
-from vdm_diffusers.training.planning import activation_bytes
 
 
 IMAGES = torch.randint(0, 16, (3, 4, 8, 8), generator=torch.Generator().manual_seed(0))
@@ -129,7 +129,7 @@ def test_a_share_of_the_samples_is_told_nothing(models):
 def test_any_denoiser_can_be_tried_without_numbers(models):
     vdm, _, condition = models
     check_denoiser(vdm.unet, (4, 8, 8))
-    assert activation_bytes(vdm, 2) > 0
+    assert activation_bytes(vdm.unet, 2) > 0
 
 
 def test_a_compiled_denoiser_takes_what_it_wraps(models):

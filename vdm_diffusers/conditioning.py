@@ -286,6 +286,12 @@ def row(condition: Condition, index: int) -> Condition:
     return mapped(lambda name, tensor: tensor[index : index + 1], condition)
 
 
+def split_condition(condition: Condition, number: int) -> list[Condition]:
+    """The conditions of so many parts of the samples, one after the other, that are as equal as they can be."""
+    parts = mapped(lambda name, rows: rows.tensor_split(number), condition)
+    return [mapped(lambda name, rows, place=place: rows[place], parts) for place in range(number)]
+
+
 def to_device(condition: Condition, device: str | torch.device) -> Condition:
     """The condition with all tensors on a device."""
     return mapped(lambda name, tensor: tensor.to(device), condition)

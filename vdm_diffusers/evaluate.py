@@ -88,7 +88,9 @@ class EvaluationOptions(DataOptions):
         "float32", "Of the denoiser. In float64 also the ODE's figure is the same for every batch size, to 1e-5 and better."
     )
     num_repeats: Draws = option(4, "Times and noises an image.")
-    batch_size: Count = option(128, "Images a batch; the result does not depend on it.")
+    batch_size: Count | None = option(
+        None, "Images a batch; the result does not depend on it. Default: as many as memory allows."
+    )
     seed: int = option(0, "Of the draws.")
     output_path: Path | None = option(None, "A JSON file for the result.")
     figure_path: Path | None = option(None, "A picture of the loss over gamma.")
@@ -160,7 +162,7 @@ def evaluate(options: EvaluationOptions, processes: PartialState) -> dict:
         images = Subset(images, range(min(len(images), options.max_images)))
     shared = {
         "num_repeats": options.num_repeats,
-        "batch_size": min(options.batch_size, len(images)),
+        "batch_size": None if options.batch_size is None else min(options.batch_size, len(images)),
         "seed": options.seed,
         "device": processes.device,
         "processes": processes,

@@ -3,6 +3,7 @@
 import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Annotated
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from . import gaussian
 from .autoencoders import autoencoder_of, decode, encode, scale_to_unit
+from .batching import InBatches, decoder_batch_size, denoiser_batch_size
 from .class_names import Labels, check_class_names, labels_by_name, names_of
 from .conditioning import (
     Condition,
@@ -59,6 +61,7 @@ NUMBERS = {
     "eta": Annotated[float, Within(0, 1)] | None,
     "num_images_per_prompt": Annotated[int, Within(1, 2**20)],
     "strength": Annotated[float, Within(0, 1)] | None,
+    "max_batch_size": Annotated[int, Within(1, 2**20)] | None,
 }
 """The numbers among the arguments of a call, and what they may be."""
 
@@ -185,6 +188,7 @@ class VDMPipeline(PlainConfigMixin, DiffusionPipeline):
         image: Images | None = None,
         strength: float | None = None,
         mask_image: Masks | None = None,
+        max_batch_size: int | None = None,
     ) -> ImagePipelineOutput | tuple:
         r"""
         The call function to the pipeline for generation.
@@ -240,6 +244,9 @@ class VDMPipeline(PlainConfigMixin, DiffusionPipeline):
             strength (`float`, *optional*): That share. Defaults to 0.8, or with a mask to 1; 1 begins at noise.
             mask_image (*optional*):
                 Where `image` is drawn anew, white or 1; elsewhere it is kept. One for all images, or one for each.
+            max_batch_size (`int`, *optional*):
+                The number of images that the denoiser, or the autoencoder's decoder, is given at once; guidance's two halves
+                count as two images. Defaults to what the memory of the device allows. The images don't depend on it.
 
         Returns:
             [`~diffusers.ImagePipelineOutput`] or `tuple`: whose first element is the images.
@@ -257,11 +264,12 @@ class VDMPipeline(PlainConfigMixin, DiffusionPipeline):
             "eta": eta,
             "num_images_per_prompt": num_images_per_prompt,
             "strength": strength,
+            "max_batch_size": max_batch_size,
         }
         for name, value in given.items():
             given[name] = value.item() if isinstance(value, Tensor) and value.ndim == 0 else value
             check_argument(name, given[name], NUMBERS[name])
-        batch_size, guidance_scale, num_inference_steps, eta, num_images_per_prompt, strength = given.values()
+        batch_size, guidance_scale, num_inference_steps, eta, num_images_per_prompt, strength, max_batch_size = given.values()
         _check_output_type(output_type, (*OUTPUT_TYPES, "latent"))
         self._check_pictures(output_type)
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
@@ -310,6 +318,7 @@ class VDMPipeline(PlainConfigMixin, DiffusionPipeline):
             timesteps = last_timesteps(self.scheduler, len(timesteps) // self.scheduler.order, strength)
             latents = latents if strength == 1 else known.at(self.scheduler, timesteps[0])
 
+        denoise = self._in_batches(partial(predict, self.unet), batch_size, condition, max_batch_size)
         accepted = inspect.signature(self.scheduler.step).parameters
         given = {"eta": eta, "generator": generator}
         step_kwargs = {name: value for name, value in given.items() if value is not None and name in accepted}
@@ -319,7 +328,7 @@ class VDMPipeline(PlainConfigMixin, DiffusionPipeline):
         trace = Trace()
         with evaluating(self.unet):
             for i, t in enumerate(self.progress_bar(timesteps)):
-                model_output = self._guided_output(latents, t, condition, null)
+                model_output = self._guided_output(denoise, latents, t, condition, null)
                 latents = self.scheduler.step(model_output, t, latents, return_dict=False, **step_kwargs)[0]
                 if known is not None:
                     latents = known.kept(latents, self.scheduler, timesteps[i + 1] if i + 1 < len(timesteps) else None)
@@ -331,7 +340,7 @@ class VDMPipeline(PlainConfigMixin, DiffusionPipeline):
                     break
         trace.check(latents, self.unet)
 
-        images = self._decode(latents, output_type)
+        images = self._decode(latents, output_type, max_batch_size)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
@@ -396,9 +405,7 @@ class VDMPipeline(PlainConfigMixin, DiffusionPipeline):
         x = vdm.scale(self._levels(images))
         gamma_0, gamma_1 = vdm.noise_schedule.end_points()
         condition = self._told(condition, class_labels, prompt, len(x))
-        flow = integrate(vdm, gaussian.alpha(gamma_0) * x, gamma_0, gamma_1, condition, tolerance=tolerance)
-        self.maybe_free_model_hooks()
-        return flow.z.float()
+        return self._flow(vdm, gaussian.alpha(gamma_0) * x, gamma_0, gamma_1, condition, tolerance).float()
 
     def decode(
         self,
@@ -417,9 +424,20 @@ class VDMPipeline(PlainConfigMixin, DiffusionPipeline):
         gamma_0, gamma_1 = vdm.noise_schedule.end_points()
         latents = latents.to(self._execution_device)
         condition = self._told(condition, class_labels, prompt, len(latents))
-        flow = integrate(vdm, latents, gamma_1, gamma_0, condition, tolerance=tolerance)
+        z_0 = self._flow(vdm, latents, gamma_1, gamma_0, condition, tolerance)
+        return self._show((z_0 / gaussian.alpha(gamma_0)).float(), output_type)
+
+    def _flow(
+        self, vdm: VDM, z: Tensor, gamma_start: Tensor, gamma_end: Tensor, condition: Condition, tolerance: float
+    ) -> Tensor:
+        """Where the flow leads latents, each of which takes steps of its own, whatever the others in the batch."""
+
+        def flow(z: Tensor, condition: Condition) -> Tensor:
+            return integrate(vdm, z, gamma_start, gamma_end, condition, tolerance=tolerance).z
+
+        end = self._in_batches(flow, len(z), condition)(z, condition)
         self.maybe_free_model_hooks()
-        return self._show((flow.z / gaussian.alpha(gamma_0)).float(), output_type)
+        return end
 
     def _returned(self, outputs: dict | None, latents: Tensor) -> Tensor:
         """The latents that a callback returned, or the present ones if it returned none."""
@@ -572,34 +590,43 @@ class VDMPipeline(PlainConfigMixin, DiffusionPipeline):
         dtype = torch.promote_types(latents.dtype, torch.float32)
         return latents.to(device, dtype) * self.scheduler.init_noise_sigma
 
-    def _guided_output(self, latents: Tensor, t: Tensor, condition: Condition, null: Condition) -> Tensor:
+    def _in_batches(
+        self, function: Callable[..., Tensor], number: int, condition: Condition, max_batch_size: int | None = None
+    ) -> InBatches:
+        """A function that calls the denoiser for so many images; one image and its guidance are not many."""
+        if max_batch_size is None and number == 1:
+            max_batch_size = 2
+        return InBatches(function, max_batch_size or denoiser_batch_size(self.unet, condition, self._execution_device))
+
+    def _guided_output(self, denoise: InBatches, latents: Tensor, t: Tensor, condition: Condition, null: Condition) -> Tensor:
         """The denoiser's output, shaped as `latents` and in their dtype, with classifier-free guidance where asked for."""
         sample = self.scheduler.scale_model_input(latents, t)
         if self.guidance_scale == 1 or not condition:
-            return self._output(sample, t, condition)
+            return self._output(denoise, sample, t, condition)
         both = concatenate(condition, null)
-        conditional, unconditional = self._output(torch.cat([sample, sample]), t, both).chunk(2)
+        conditional, unconditional = self._output(denoise, torch.cat([sample, sample]), t, both).chunk(2)
         return unconditional + self.guidance_scale * (conditional - unconditional)
 
-    def _output(self, sample: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        output = predict(self.unet, sample, t.to(sample.device).expand(len(sample)), condition)
+    def _output(self, denoise: InBatches, sample: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        output = denoise(sample, t.to(sample.device).expand(len(sample)), condition)
         return output if is_learned(self.scheduler.config.get("variance_type")) else output[:, : sample.shape[1]]
 
-    def _decode(self, latents: Tensor, output_type: str):
+    def _decode(self, latents: Tensor, output_type: str, max_batch_size: int | None = None):
         """The images of `z_0`. A stock scheduler ends in `x`, where `alpha_0 = 1`."""
         if output_type == "latent":
             return latents
         if isinstance(self.scheduler, VDMScheduler):
             latents = latents / gaussian.alpha(self.scheduler.gamma_0)
-        return self._show(latents, output_type)
+        return self._show(latents, output_type, max_batch_size)
 
-    def _show(self, x: Tensor, output_type: str):
+    def _show(self, x: Tensor, output_type: str, max_batch_size: int | None = None):
         """`argmax_v p(v|z_0)`: the level nearest to `x = z_0 / alpha_0`.
 
         Real-valued data have no levels and are shown as they are, clipped to [-1, 1]; latents are decoded.
         """
         if self.vae is not None:
-            images = (decode(self.vae, x) + 1) / 2
+            in_batches = InBatches(partial(decode, self.vae), max_batch_size or decoder_batch_size(self.vae, x))
+            images = (in_batches(x) + 1) / 2
         elif self.config.num_levels is None:
             images = ((x + 1) / 2).clamp(0, 1)
         else:

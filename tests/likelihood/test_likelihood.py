@@ -27,7 +27,7 @@ def tiny_vdm() -> VDM:
     return VDM(unet, LearnedMonotoneSchedule(-8.0, 5.0, num_features=8), num_levels=4)
 
 
-@pytest.mark.parametrize("batch_size", [1, 7])
+@pytest.mark.parametrize("batch_size", [1, 7, None])
 def test_batch_size_does_not_matter(batch_size):
     vdm, images = tiny_vdm(), dataset(15)
     whole = variational_bound(vdm, images, num_repeats=2, batch_size=15)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from torch.utils.data import Dataset, IterableDataset, Subset
 
+from ..batching import evaluation_batch_size
 from ..conditioning import Condition
 from ..error_profiles import Basis, ErrorProfile, along, check_basis, cosine_axes
 from ..likelihood.per_image import for_each_image, generators
@@ -24,7 +25,7 @@ def error_profile(
     gammas: Tensor,
     basis: Basis = "isotropic",
     num_draws: int = 10_000,
-    batch_size: int = 128,
+    batch_size: int | None = 128,
     seed: int = 0,
     device: str | torch.device = "cpu",
     processes: PartialState | None = None,
@@ -55,6 +56,7 @@ def error_profile(
         raise ValueError(f"`num_draws` is {num_draws}, but {len(gammas)} gammas in the basis {basis!r} need {needed}.")
     if isinstance(dataset, IterableDataset):
         dataset = list(islice(dataset, num_draws))
+    batch_size = batch_size or evaluation_batch_size(vdm.unet, dataset, device, vae=vdm.vae)
     residuals = Residuals(vdm, dataset, gammas, seed, batch_size, device, processes, description)
     *before, draws = torch.arange(num_draws).tensor_split(num_parts)
     axes = None

@@ -16,6 +16,7 @@ from .search import GRID
 
 RESULT, FIGURE, SAMPLES, SCHEDULER = "few_steps.json", "few_steps.png", "samples.png", "scheduler"
 ISOTROPIC_DRAWS, DRAWS = 10_000, 30_000
+IMAGES_A_BATCH = 128
 
 
 @dataclass(kw_only=True)
@@ -29,7 +30,9 @@ class FewStepsOptions(DataOptions):
     num_draws: Draws | None = option(
         None, f"Denoiser calls of the search. Default: {ISOTROPIC_DRAWS:,} for isotropic errors, else {DRAWS:,}."
     )
-    batch_size: Count = option(128, "Images a batch.")
+    batch_size: Count | None = option(
+        None, f"Images a batch. Default: for the bound as many as memory allows, for images {IMAGES_A_BATCH}."
+    )
     seed: Seed = option(0, "Of all draws.")
     dry_run: bool = option(False, "Print how often the denoiser will be called, and exit.")
 
@@ -49,6 +52,8 @@ class FewStepsOptions(DataOptions):
         super().__post_init__()
         isotropic = self.objective == "bound" and self.basis == "isotropic"
         self.num_draws = self.num_draws or (ISOTROPIC_DRAWS if isotropic else DRAWS)
+        if self.objective == "images":
+            self.batch_size = self.batch_size or IMAGES_A_BATCH
         refuse_if(
             self.objective == "bound" and self.scheduler != "VDMScheduler",
             "{scheduler} is {!r}, but the bound is that of VDMScheduler's steps: add {objective:images} for others.",

@@ -7,6 +7,7 @@ from accelerate import PartialState
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ..batching import evaluation_batch_size
 from ..conditioning import Condition
 from ..vdm import VDM, VDMLoss, evaluating, stratified_times
 from .estimates import Estimate, check_sizes
@@ -58,7 +59,7 @@ def variational_bound(
     vdm: VDM,
     dataset: Dataset,
     num_repeats: int = 1,
-    batch_size: int = 128,
+    batch_size: int | None = 128,
     seed: int = 0,
     device: str | torch.device = "cpu",
     processes: PartialState | None = None,
@@ -75,7 +76,7 @@ def variational_bound(
         vdm ([`VDM`]): On `device`; it is evaluated without dropout and left in the mode in which it was.
         dataset (`Dataset`): Items as [`ImageDataset`] has them, of which there are at least two.
         num_repeats (`int`, defaults to 1): Times and noises an image.
-        batch_size (`int`, defaults to 128): Images a batch.
+        batch_size (`int`, *optional*, defaults to 128): Images a batch; as many as memory allows for `None`.
         seed (`int`, defaults to 0): Of the draws.
         device (`str` or `torch.device`, defaults to `"cpu"`): Where the model is.
         processes (`PartialState`, *optional*): Those that share the images; each must call this.
@@ -100,6 +101,7 @@ def variational_bound(
             repeats.append(torch.stack([loss.prior, loss.reconstruction, loss.diffusion], dim=1) / loss.nats_in_unit)
         return torch.stack(repeats, dim=1)
 
+    batch_size = batch_size or evaluation_batch_size(vdm.unet, dataset, device, vae=vdm.vae)
     values = for_each_image(terms, dataset, batch_size, device, processes, description).transpose(0, 1)
     prior, reconstruction, diffusion = values.mean((0, 1)).tolist()
     return VariationalBound.from_repeats(

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from .. import gaussian
+from ..batching import evaluation_batch_size
 from ..conditioning import Condition
 from ..denoisers import predict
 from ..pixel_space import check_pixel_space
@@ -203,7 +204,7 @@ def ddpm_bound(
     dataset: Dataset,
     num_repeats: int = 1,
     num_indices: int | None = None,
-    batch_size: int = 128,
+    batch_size: int | None = 128,
     seed: int = 0,
     device: str | torch.device = "cpu",
     processes: PartialState | None = None,
@@ -249,6 +250,7 @@ def ddpm_bound(
             repeats.append(torch.stack(columns, dim=1) / (x[0].numel() * LOG_2))
         return torch.stack(repeats, dim=1)
 
+    batch_size = batch_size or evaluation_batch_size(ddpm.unet, dataset, device)
     bits = for_each_image(terms, dataset, batch_size, device, processes, description).transpose(0, 1)
     prior, reconstruction, steps = bits[..., 0], bits[..., 1], bits[..., 2:]
     diffusion = steps.mean(2) * highest

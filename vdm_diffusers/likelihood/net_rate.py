@@ -21,7 +21,7 @@ def net_rate(
     vdm: VDM,
     dataset: Dataset,
     num_repeats: int = 1,
-    batch_size: int = 128,
+    batch_size: int | None = 128,
     seed: int = 0,
     device: str | torch.device = "cpu",
     processes: PartialState | None = None,
@@ -31,9 +31,9 @@ def net_rate(
     """
     Bits per dimension that every image of a data set adds to a stack of random bits, `num_repeats` times.
 
-    An image's bits depend on `seed` and its index alone. `vdm` is one of T steps in pixel space, `bin_precision` that of
-    [`compress`]; the other arguments are those of [`variational_bound`]. Its expectation is this rate, but that the codec takes
-    less for outliers.
+    An image's bits depend on `seed` and its index alone; images are coded one by one, whatever the `batch_size`. `vdm` is one
+    of T steps in pixel space, `bin_precision` that of [`compress`]; the other arguments are those of [`variational_bound`]. Its
+    expectation is this rate, but that the codec takes less for outliers.
     """
     check_sizes(len(dataset), num_repeats)
     gammas = vdm.noise_schedule.chain(vdm.num_timesteps).double().tolist()
@@ -52,7 +52,7 @@ def net_rate(
                     rates[place, repeat] = (stack.num_bits - before) / latents.num_dims
         return rates
 
-    values = for_each_image(bits, dataset, batch_size, device, processes, description)
+    values = for_each_image(bits, dataset, batch_size or 1, device, processes, description)
     return Estimate.from_repeats(values.transpose(0, 1))
 
 

@@ -7,6 +7,7 @@ from accelerate import PartialState
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ..batching import evaluation_batch_size
 from ..conditioning import Condition
 from ..probability_flow.likelihood import log_likelihood
 from ..units import LOG_2
@@ -34,7 +35,7 @@ def ode_likelihood(
     vdm: VDM,
     dataset: Dataset,
     num_repeats: int = 1,
-    batch_size: int = 128,
+    batch_size: int | None = 128,
     seed: int = 0,
     device: str | torch.device = "cpu",
     processes: PartialState | None = None,
@@ -59,6 +60,7 @@ def ode_likelihood(
             raise FloatingPointError(f"{error} The batch begins with image {indices[0]} of the data set.") from error
         return torch.stack([torch.stack([scale * nats.cpu(), number], dim=1) for nats, number in repeats], dim=1)
 
+    batch_size = batch_size or evaluation_batch_size(vdm.unet, dataset, device, with_gradients=True)
     results = for_each_image(bits, dataset, batch_size, device, processes, description)
     values, num_evaluations = results.transpose(0, 1).unbind(2)
     return ODELikelihood.from_repeats(

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 
+from ..batching import InBatches
 from ..conditioning import Condition, collate, split_batch, to_device
 from ..guards.loading import DataError
 from ..guards.messages import message_of
@@ -35,7 +36,7 @@ def for_each_image(
     Args:
         function (`Callable`): See `Function`.
         dataset (`Dataset`): Items as [`ImageDataset`] has them.
-        batch_size (`int`): Images a call.
+        batch_size (`int`): Images a call; fewer, where memory runs out.
         device (`str` or `torch.device`, defaults to `"cpu"`): Where the function gets them.
         processes (`PartialState`, *optional*):
             The processes that share the work. Each must call this and gets all results; they wait for each other at the end
@@ -61,7 +62,7 @@ def for_each_image(
 def _results(
     function: Function, dataset: Dataset, indices: list[int], batch_size: int, device: str | torch.device, progress: tqdm
 ) -> list[Tensor]:
-    results, start = [], 0
+    function, results, start = InBatches(function, batch_size), [], 0
     own = torch.Generator()  # not the global one
     for batch in DataLoader(Subset(dataset, indices), batch_size, generator=own, collate_fn=collate):
         images, condition = split_batch(batch)

@@ -1,6 +1,5 @@
 """What a training run will do and need, before it begins."""
 
-import copy
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +8,10 @@ import torch
 from torch import nn
 from torch.utils.data import IterableDataset
 
-from ..conditioning import trial_condition
 from ..data.checking import describe_unreadable
 from ..data.images import ImageData
-from ..denoisers import predict, sample_shape
 from ..guards.messages import Message, refuse_if
+from ..memory import activation_bytes
 from ..pictures import in_words
 from ..vdm import VDM
 from .checkpoints.folders import find_checkpoints
@@ -51,7 +49,7 @@ def needs_of(config: TrainingConfig, vdm: VDM) -> Needs:
     to_come = max(config.checkpoints_total_limit - kept, 0) + 1
     return Needs(
         state=weights + 3 * trained + average,
-        activations=activation_bytes(vdm, config.train_batch_size),
+        activations=activation_bytes(vdm.unet, config.train_batch_size),
         checkpoint=checkpoint,
         disk=to_come * checkpoint + weights,
         free_disk=shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.is_dir())).free,
@@ -123,29 +121,6 @@ def _adapted(unet: nn.Module) -> str:
 
 def num_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
-
-
-def activation_bytes(vdm: VDM, batch_size: int) -> int:
-    """What autograd keeps at most of a denoiser's forward pass, in float32, by a pass of one image without numbers."""
-    unet = _without_numbers(vdm.unet).train()
-    parameters = {tensor.untyped_storage()._cdata for tensor in (*unet.parameters(), *unet.buffers())}
-    kept: dict[int, int] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in parameters:
-            kept[storage._cdata] = storage.nbytes()
-        return tensor
-
-    z_t, condition = torch.zeros(1, *sample_shape(unet), device="meta"), trial_condition(unet, "meta")
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        output = predict(unet, z_t, torch.zeros(1, device="meta"), condition)
-    del output
-    return batch_size * sum(kept.values())
-
-
-def _without_numbers(module: nn.Module) -> nn.Module:
-    return copy.deepcopy(module).to("meta")
 
 
 def _num_bytes(tensor: torch.Tensor) -> int:
