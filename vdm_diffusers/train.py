@@ -41,8 +41,9 @@ from .likelihood import variational_bound
 from .text_encoders import PromptEncoder, load_prompt_encoder
 from .training import Trainer
 from .training.captions import validation_prompts
-from .training.checkpoints.folders import CheckpointError, find_checkpoints
+from .training.checkpoints.folders import find_checkpoints
 from .training.checkpoints.manifests import read_manifest
+from .training.checkpoints.writing import CheckpointError
 from .training.config import DESCRIBED_BY_CONFIG, DIGITS, TrainingConfig
 from .training.hub import Uploads, check_token, create_repository
 from .training.model_building import build_vdm
