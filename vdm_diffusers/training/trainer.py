@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from ..conditioning import Condition, captions_of, collate, drop, split_batch, to_device
 from ..data.checking import describe_unreadable
 from ..data.images import ImageData
+from ..data.pinning import can_be_pinned
 from ..data.streaming import ImageStream, StreamLoader
 from ..data.texts import with_encoded_captions
 from ..figures import save_noise_schedule
@@ -189,6 +190,7 @@ class Trainer:
             num_workers=num_workers,
             generator=torch.Generator(),  # an iterator draws a seed, which must not come from the global generator
             collate_fn=collate,
+            pin_memory=can_be_pinned(self.accelerator.device),
         )
 
     def _batches(self) -> Iterator[dict[str, Any]]:
