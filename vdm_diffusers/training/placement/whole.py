@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -16,6 +15,7 @@ from ..checkpoints.copying import copy_to_cpu
 from ..checkpoints.earlier import read_average
 from ..checkpoints.files import AVERAGE, MODEL, OPTIMIZER
 from ..config import TrainingConfig
+from ..moving_average import MovingAverage
 
 
 class Replicated:
@@ -33,9 +33,9 @@ class Replicated:
         """What this process holds of each of the model's parameters, sharing its storage."""
         return list(self.vdm.parameters())
 
-    def moving_average(self, **kwargs) -> EMAModel:
+    def moving_average(self, **kwargs) -> MovingAverage:
         """Start a moving average of these parameters; `kwargs` are those of [`~diffusers.training_utils.EMAModel`]."""
-        self.average = EMAModel(self.parameters(), foreach=True, **kwargs)
+        self.average = MovingAverage(self.parameters(), foreach=True, **kwargs)
         return self.average
 
     def snapshot(self, folder: Path) -> Callable[[], None]:
