@@ -462,6 +462,26 @@ def test_a_disk_that_is_full_for_a_while_costs_a_checkpoint_and_not_the_run(trai
     assert latest_checkpoint(tmp_path / "out").name == "checkpoint-6"
 
 
+def test_an_error_ends_a_run_when_the_checkpoint_is_finished(train, tmp_path, monkeypatch):
+    take, step, is_over = RunState.snapshot, Trainer._optimizer_step, threading.Event()
+
+    def snapshot(self, folder):
+        write = take(self, folder)
+        return lambda: (is_over.wait(timeout=60), time.sleep(0.3), write())
+
+    def fail(self, batches):
+        if self.history.step == 4:
+            is_over.set()
+            raise ZeroDivisionError
+        step(self, batches)
+
+    monkeypatch.setattr(RunState, "snapshot", snapshot)
+    monkeypatch.setattr(Trainer, "_optimizer_step", fail)
+    with pytest.raises(ZeroDivisionError):
+        train(validation_steps=6)
+    assert latest_checkpoint(tmp_path / "out").name == "checkpoint-3"
+
+
 def test_a_stop_whose_checkpoint_can_not_be_written_says_so(train, tmp_path, monkeypatch):
     take, step = RunState.snapshot, Trainer._optimizer_step
 
