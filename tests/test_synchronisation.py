@@ -1,6 +1,7 @@
 """Nothing in a loop waits for the device. On the meta device there are no numbers, so that reading one is an error."""
 
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -15,6 +16,7 @@ from vdm_diffusers.data.decoding import AS_STORED, Decoder
 from vdm_diffusers.data.streaming import ImageStream, StreamLoader
 from vdm_diffusers.train import build_accelerator
 from vdm_diffusers.training import Trainer
+from vdm_diffusers.training.checkpoints.copying import copy_to_cpu
 from vdm_diffusers.training.config import TrainingConfig
 
 
@@ -75,6 +77,14 @@ def test_images_of_a_stream_are_too(on_meta, monkeypatch):
     (batch,) = loader.take(1)
     assert batch["images"].device.type == "meta" and batch["images"].dtype == torch.uint8
     assert loader.loader.pin_memory and copied and not any(copied)
+
+
+def test_copying_a_state_waits_once_at_the_end(monkeypatch):
+    state, copied, waited = {"a": torch.ones(3), "b": [torch.zeros(2), {"lr": 1e-3}]}, waits(monkeypatch), []
+    device = SimpleNamespace(synchronize=lambda: waited.append(len(copied)))
+    monkeypatch.setattr(torch, "get_device_module", lambda device_type: device)
+    copy_to_cpu(state, torch.device("cuda"))
+    assert copied == [False, False] and waited == [2]
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])

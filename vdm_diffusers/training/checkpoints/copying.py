@@ -7,9 +7,9 @@ from accelerate.utils import recursively_apply
 
 
 @torch.no_grad()
-def copy_to_cpu(state: Any) -> Any:
-    """A copy of nested mappings, lists and tuples with its tensors on the CPU; waits for an accelerator once, at the end."""
+def copy_to_cpu(state: Any, device: torch.device) -> Any:
+    """A copy of nested mappings, lists and tuples of tensors on a device, which is waited for once, at the end."""
     copied = recursively_apply(lambda tensor: tensor.to("cpu", non_blocking=True, copy=True), state)
-    if torch.accelerator.is_available():
-        torch.accelerator.synchronize()
+    if device.type != "cpu":
+        torch.get_device_module(device).synchronize()
     return copied

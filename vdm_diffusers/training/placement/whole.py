@@ -46,7 +46,7 @@ class Replicated:
         if not self.accelerator.is_main_process:
             return lambda: None
         weights = {MODEL: self.vdm.state_dict(), AVERAGE: self._average_by_name()}
-        weights, optimizer = copy_to_cpu((weights, self.optimizer.state_dict()))
+        weights, optimizer = copy_to_cpu((weights, self.optimizer.state_dict()), self.accelerator.device)
 
         def write() -> None:
             for file, tensors in weights.items():
