@@ -19,6 +19,7 @@ import diffusers
 import PIL.Image
 import torch
 from accelerate import Accelerator
+from diffusers.training_utils import EMAModel
 from ratios import Ratio, ratio
 from torch.nn.functional import mse_loss, softplus
 from torch.utils.data import DataLoader
@@ -28,8 +29,9 @@ from vdm_diffusers.data import ImageDataset, load_digits, load_images
 from vdm_diffusers.likelihood import variational_bound
 from vdm_diffusers.likelihood.ddpm_bound import DDPM, ddpm_bound
 from vdm_diffusers.training import Trainer
-from vdm_diffusers.training.checkpoints.folders import save_checkpoint
 from vdm_diffusers.training.config import TrainingConfig
+from vdm_diffusers.training.moving_average import MovingAverage
+from vdm_diffusers.training.optimizers import build_optimizer
 
 
 RESOLUTION = 32
@@ -203,8 +205,20 @@ def reading(options: argparse.Namespace) -> Iterator[tuple[str, Ratio]]:
         )
 
 
+def updating(options: argparse.Namespace) -> Iterator[tuple[str, Ratio]]:
+    """Optimiser and moving average, each in one kernel, over the same in more of them."""
+    vdm = Model(options).vdm
+    parameters = list(vdm.parameters())
+    for parameter in parameters:
+        parameter.grad = 1e-3 * torch.randn_like(parameter)
+    fused, plain = (build_optimizer(TrainingConfig(optimizer=name), vdm).step for name in ("adamw_fused", "adamw"))
+    yield "AdamW, fused / not", ratio(fused, plain, options.repeats)
+    ours, theirs = (partial(kind(parameters, foreach=True).step, parameters) for kind in (MovingAverage, EMAModel))
+    yield "moving average / diffusers' EMAModel, foreach", ratio(ours, theirs, options.repeats)
+
+
 def checkpointing(options: argparse.Namespace) -> Iterator[tuple[str, Ratio]]:
-    """Writing, hashing and flushing a checkpoint, as [`Trainer`] does, over a training step."""
+    """What a training step waits for of a checkpoint, and all of it with writing, hashing and flushing, over such a step."""
     model, accelerator = Model(options), Accelerator(cpu=True)
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(accelerator, TrainingConfig(output_dir=folder), model.vdm, load_digits())
@@ -212,11 +226,12 @@ def checkpointing(options: argparse.Namespace) -> Iterator[tuple[str, Ratio]]:
         model.training_step()
         trainer.optimizer.step()
         steps = count()
-
-        def save() -> None:
-            save_checkpoint(accelerator, trainer.state.save, Path(folder), next(steps), trainer.run, limit=1)
-
-        yield "writing a checkpoint / training step", ratio(save, model.training_step, options.repeats)
+        parts = {
+            "copying the state for a checkpoint": lambda: trainer.state.snapshot(Path(folder)),
+            "copying and writing a checkpoint": lambda: trainer.checkpoints.write(next(steps)),
+        }
+        for name, part in parts.items():
+            yield f"{name} / training step", ratio(part, model.training_step, options.repeats)
 
 
 def fresh_process(code: str, *arguments: object) -> float:
@@ -261,7 +276,7 @@ def memory(options: argparse.Namespace) -> Iterator[tuple[str, Ratio]]:
     yield "peak memory, training step / denoiser forward + backward", Ratio(median, low, high)
 
 
-PARTS = {part.__name__: part for part in (training, sampling, evaluation, stepping, reading, checkpointing, memory)}
+PARTS = {part.__name__: part for part in (training, sampling, evaluation, stepping, reading, updating, checkpointing, memory)}
 
 
 def main() -> None:

@@ -41,8 +41,9 @@ from .likelihood import variational_bound
 from .text_encoders import PromptEncoder, load_prompt_encoder
 from .training import Trainer
 from .training.captions import validation_prompts
-from .training.checkpoints.folders import CheckpointError, find_checkpoints
+from .training.checkpoints.folders import find_checkpoints
 from .training.checkpoints.manifests import read_manifest
+from .training.checkpoints.writing import CheckpointError
 from .training.config import DESCRIBED_BY_CONFIG, DIGITS, TrainingConfig
 from .training.hub import Uploads, check_token, create_repository
 from .training.model_building import build_vdm
@@ -254,7 +255,7 @@ def build_accelerator(config: TrainingConfig) -> Accelerator:
         ),
         log_with=None if config.report_to == "none" else config.report_to,
         project_config=ProjectConfiguration(config.output_dir, logging_dir=f"{config.output_dir}/{LOGS}"),
-        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=config.seed),
+        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=config.seed, non_blocking=True),
     )
 
 

@@ -46,7 +46,7 @@ def folder(tmp_path, monkeypatch) -> str:
 
 def loader(folder: str, rank: int = 0, world: int = 1, num_workers: int = 0, batch_size: int = 4, **kwargs) -> StreamLoader:
     stream = load_image_stream(4, train_data_dir=folder, label_column="label", **({"buffer_size": 7} | kwargs)).train
-    accelerator = SimpleNamespace(process_index=rank, num_processes=world, device="cpu")
+    accelerator = SimpleNamespace(process_index=rank, num_processes=world, device=torch.device("cpu"))
     return StreamLoader(accelerator, stream, batch_size, num_workers)
 
 

@@ -1,5 +1,6 @@
 """Checkpoints: whole or not there, verified, rotated; a run that is killed anywhere goes on as if it had not been."""
 
+import copy
 import json
 import os
 import random
@@ -11,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -29,7 +31,7 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from vdm_diffusers import VDM
 from vdm_diffusers.data import load_digits
 from vdm_diffusers.training import Trainer
-from vdm_diffusers.training.checkpoints import folders
+from vdm_diffusers.training.checkpoints import folders, writing
 from vdm_diffusers.training.checkpoints.folders import find_checkpoints, latest_checkpoint
 from vdm_diffusers.training.checkpoints.state import RunState
 from vdm_diffusers.training.config import TrainingConfig
@@ -116,27 +118,27 @@ def die(*args, **kwargs) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def kill_in_a_step() -> None:
-    step = Trainer._optimizer_step
-    Trainer._optimizer_step = lambda self, batches: die() if self.history.step == 3 else step(self, batches)
-
-
 def kill_in_a_validation() -> None:
     bound = Trainer._bound
     Trainer._bound = lambda self, *args: die() if self.history.step == 4 else bound(self, *args)
 
 
-def kill_in_a_file() -> None:
-    def half(self, folder):
-        folder.mkdir()
-        (folder / "model.safetensors").write_bytes(b"half")
-        die()
+def kill_in_a_step() -> None:
+    step = Trainer._optimizer_step
+    Trainer._optimizer_step = lambda self, batches: die() if self.history.step == 5 else step(self, batches)
 
-    RunState.save = half
+
+def half_a_checkpoint(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"half")
+
+
+def kill_in_a_file() -> None:
+    RunState.snapshot = lambda self, folder: lambda: die(half_a_checkpoint(folder))
 
 
 def kill_before_the_manifest() -> None:
-    folders._publish = die
+    writing._publish = die
 
 
 def kill_before_the_name() -> None:
@@ -153,16 +155,33 @@ def kill_in_a_deletion() -> None:
         next(Path(folder).iterdir()).unlink()
         die()
 
-    folders.shutil.rmtree = half
+    shutil.rmtree = half
+
+
+def kill_in_the_step_beside_a_file() -> None:
+    """The thread that writes is left waiting in the midst of a file."""
+    halved, step = threading.Event(), Trainer._optimizer_step
+
+    def snapshot(self, folder):
+        return lambda: (half_a_checkpoint(folder), halved.set(), threading.Event().wait())
+
+    def die_when_halved(self, batches):
+        if self.checkpoints.step is not None and self.history.step > self.checkpoints.step:
+            die(halved.wait())
+        step(self, batches)
+
+    RunState.snapshot, Trainer._optimizer_step = snapshot, die_when_halved
 
 
 def test_a_run_that_is_killed_anywhere_goes_on_bit_by_bit(whole, tmp_path):
     kills = [
-        kill_in_a_step, kill_in_a_validation, kill_in_a_file, kill_before_the_manifest, kill_before_the_name,
-        kill_after_the_name, kill_in_a_deletion,
+        kill_in_a_validation, kill_in_a_step, kill_in_a_file, kill_before_the_manifest, kill_before_the_name,
+        kill_after_the_name, kill_in_a_deletion, kill_in_the_step_beside_a_file,
     ]  # fmt: skip
     for kill in kills:
         assert run(tmp_path / "out", kill) == [-signal.SIGKILL], kill.__name__
+    assert latest_checkpoint(tmp_path / "out").name == "checkpoint-8"
+    assert [path.name for path in (tmp_path / "out" / "partial-checkpoint-10").iterdir()] == ["model.safetensors"]
     assert run(tmp_path / "out") == [0], (tmp_path / "out.log").read_text()
     assert_same_run(tmp_path / "out", whole)
     names = {path.name for path in (tmp_path / "out").glob("*checkpoint-*")}
@@ -247,13 +266,13 @@ def test_shards_and_whole_weights_do_not_go_on_from_one_another(whole, shards, t
 
 
 def full_for_one_process_at_step_4() -> None:
-    save_all = RunState.save
+    take = RunState.snapshot
 
-    def save(self, folder):
+    def snapshot(self, folder):
         with files_of_at_most(10_000 if folder.name.endswith("-4") and self.accelerator.process_index == 1 else -1):
-            save_all(self, folder)
+            return take(self, folder)
 
-    RunState.save = save
+    RunState.snapshot = snapshot
 
 
 @pytest.mark.slow
@@ -395,22 +414,93 @@ def files_of_at_most(num_bytes: int):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+def hold_back(monkeypatch, checkpoint: int, until: int, num_bytes: int = -1) -> list[dict]:
+    """Let a checkpoint be written only when a later step is done, with files of at most so many bytes; what it must hold."""
+    take, step, is_done, expected = RunState.snapshot, Trainer._optimizer_step, threading.Event(), []
+
+    def snapshot(self, folder):
+        write = take(self, folder)
+        if not folder.name.endswith(f"-{checkpoint}"):
+            return write
+        expected.extend(copy.deepcopy([self.placement.vdm.state_dict(), self.placement.optimizer.state_dict()]))
+
+        def write_late():
+            assert is_done.wait(timeout=60), "the steps wait for the writing"
+            with files_of_at_most(num_bytes):
+                write()
+
+        return write_late
+
+    def note(self, batches):
+        step(self, batches)
+        if self.history.step == until:
+            is_done.set()
+
+    monkeypatch.setattr(RunState, "snapshot", snapshot)
+    monkeypatch.setattr(Trainer, "_optimizer_step", note)
+    return expected
+
+
+def test_steps_go_on_while_a_checkpoint_is_written_and_do_not_change_it(train, tmp_path, monkeypatch):
+    expected = hold_back(monkeypatch, 3, until=5)
+    train(validation_steps=6)
+    written = state(tmp_path / "out" / "checkpoint-3")
+    assert_identical(dict(written["model.safetensors"]), dict(expected[0]))
+    assert_identical(written["optimizer.bin"], expected[1])
+    assert written["run_state.json"]["history"]["step"] == 3
+
+
 def test_a_disk_that_is_full_for_a_while_costs_a_checkpoint_and_not_the_run(train, tmp_path, monkeypatch, capsys):
-    save = RunState.save
-
-    def full_at_step_4(self, folder):
-        with files_of_at_most(10_000 if folder.name.endswith("-4") else -1):
-            save(self, folder)
-
-    monkeypatch.setattr(RunState, "save", full_at_step_4)
-    train(**LONG | {"max_train_steps": 5, "checkpoints_total_limit": 3})
+    hold_back(monkeypatch, 4, until=5, num_bytes=10_000)
+    train(**LONG | {"max_train_steps": 6, "checkpoints_total_limit": 3, "validation_steps": 6})
     assert re.search(
         "step 4: warning: no checkpoint could be written: .*Training goes on; the last good one is .*checkpoint-2.",
         capsys.readouterr().out,
     )
-    assert [path.name for path in find_checkpoints(tmp_path / "out")] == ["checkpoint-2", "checkpoint-5"]
+    assert [path.name for path in find_checkpoints(tmp_path / "out")] == ["checkpoint-2", "checkpoint-6"]
     assert not list((tmp_path / "out").glob("partial-*"))
-    assert latest_checkpoint(tmp_path / "out").name == "checkpoint-5"
+    assert latest_checkpoint(tmp_path / "out").name == "checkpoint-6"
+
+
+def test_an_error_ends_a_run_when_the_checkpoint_is_finished(train, tmp_path, monkeypatch):
+    take, step, is_over = RunState.snapshot, Trainer._optimizer_step, threading.Event()
+
+    def snapshot(self, folder):
+        write = take(self, folder)
+        return lambda: (is_over.wait(timeout=60), time.sleep(0.3), write())
+
+    def fail(self, batches):
+        if self.history.step == 4:
+            is_over.set()
+            raise ZeroDivisionError
+        step(self, batches)
+
+    monkeypatch.setattr(RunState, "snapshot", snapshot)
+    monkeypatch.setattr(Trainer, "_optimizer_step", fail)
+    with pytest.raises(ZeroDivisionError):
+        train(validation_steps=6)
+    assert latest_checkpoint(tmp_path / "out").name == "checkpoint-3"
+
+
+def test_a_stop_whose_checkpoint_can_not_be_written_says_so(train, tmp_path, monkeypatch):
+    take, step = RunState.snapshot, Trainer._optimizer_step
+
+    def snapshot(self, folder):
+        return partial(limited, take(self, folder))
+
+    def limited(write):
+        with files_of_at_most(10_000):
+            write()
+
+    def stop(self, batches):
+        step(self, batches)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(RunState, "snapshot", snapshot)
+    monkeypatch.setattr(Trainer, "_optimizer_step", stop)
+    with pytest.raises(SystemExit, match="OSError: .*File too large|SafetensorError.*File too large"):
+        train()
+    assert not list((tmp_path / "out").glob("*checkpoint*"))
 
 
 NAMESPACE = ["unshare", "--user", "--map-root-user", "--mount"]

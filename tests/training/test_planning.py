@@ -65,6 +65,8 @@ def test_processes_share_the_memory_of_a_sharded_model():
     )
     assert f"memory  {in_units(needs.state)} for weights" in whole
     assert f"memory  {in_units(needs.state / 4)} for shards of weights" in shared
+    copied = f"; {in_units(needs.checkpoint)} of the CPU's on the main process while a checkpoint is written"
+    assert copied in whole and copied not in shared
 
 
 @pytest.mark.parametrize("options", [{}, {"dropout": 0.0}, {"num_class_embeds": 3}])

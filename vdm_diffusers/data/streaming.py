@@ -41,6 +41,7 @@ from .images import (
     names_of_classes,
     undecoded,
 )
+from .pinning import can_be_pinned
 
 
 FIRST_ROWS = 16
@@ -231,7 +232,12 @@ class StreamLoader:
             )
             raise ValueError(Message(text, num_workers, stream.rows.num_shards))
         self.loader = StatefulDataLoader(
-            stream, batch_size, num_workers=num_workers, generator=torch.Generator(), collate_fn=_collate
+            stream,
+            batch_size,
+            num_workers=num_workers,
+            generator=torch.Generator(),
+            collate_fn=_collate,
+            pin_memory=can_be_pinned(accelerator.device),
         )
         self.unreadable: list[str] = []
         self.iterator, self.before, self.is_back = None, None, False
@@ -239,7 +245,7 @@ class StreamLoader:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for batch in self.loader:
             self.unreadable += batch.pop("unreadable")
-            yield send_to_device(batch, self.accelerator.device)
+            yield send_to_device(batch, self.accelerator.device, non_blocking=True)
 
     def take(self, number: int) -> list[dict[str, Any]]:
         """The next batches; [`StreamError`] if one of their rows doesn't fit. [`go_back`] takes them back."""

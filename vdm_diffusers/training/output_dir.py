@@ -118,10 +118,10 @@ def prepare_output_dir(config: TrainingConfig, checkpoint: Path | None) -> None:
 
 
 def check_that_folder_is_shared(config: TrainingConfig) -> None:
-    """Every process writes its part of a checkpoint."""
+    """Every process reads checkpoints, and where the model is sharded it writes its part of them."""
     refuse_if(
         not Path(config.output_dir, CONFIG).is_file(),
-        "{output_dir} {!r} is not the same folder on all machines: name one that they share, since each writes its part of a"
-        " checkpoint there.",
+        "{output_dir} {!r} is not the same folder on all machines: name one that they share, since each looks for checkpoints"
+        " there.",
         config.output_dir,
     )

@@ -86,6 +86,7 @@ def describe_plan(
     """The plan of a run, in lines for a terminal."""
     needs = needs_of(config, vdm)
     state, whose = (needs.state / num_processes, "shards of ") if sharded else (needs.state, "")
+    copied = "" if sharded else f"; {in_units(needs.checkpoint)} of the CPU's on the main process while a checkpoint is written"
     run = Run.of(config, data, num_processes)
     if isinstance(data.train, IterableDataset):
         train, epochs = "a stream", ""
@@ -104,7 +105,7 @@ def describe_plan(
         f" {config.train_batch_size} × {config.gradient_accumulation_steps}{epochs}",
         "device": f"{device.type}, {config.mixed_precision} mixed precision",
         "memory": f"{in_units(state)} for {whose}weights, gradients, AdamW and average on each process, and about"
-        f" {in_units(needs.activations)} for activations; {_memory_of(device)}",
+        f" {in_units(needs.activations)} for activations{copied}; {_memory_of(device)}",
         "disk": f"{in_units(needs.checkpoint)} a checkpoint, {config.checkpoints_total_limit} kept,"
         f" {in_units(needs.disk)} in all; {in_units(needs.free_disk)} free",
         "output": f"{config.output_dir}: checkpoints every {config.checkpointing_steps:,} steps, validation every"

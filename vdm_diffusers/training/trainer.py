@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from ..conditioning import Condition, captions_of, collate, drop, split_batch, to_device
 from ..data.checking import describe_unreadable
 from ..data.images import ImageData
+from ..data.pinning import can_be_pinned
 from ..data.streaming import ImageStream, StreamLoader
 from ..data.texts import with_encoded_captions
 from ..figures import save_noise_schedule
@@ -30,9 +31,10 @@ from ..units import BITS_PER_DIM
 from ..vdm import VDM, VDMLoss
 from .augmentations import AUGMENTATIONS
 from .captions import draw_captions
-from .checkpoints.folders import CheckpointError, latest_checkpoint, save_checkpoint
+from .checkpoints.folders import latest_checkpoint
 from .checkpoints.manifests import read_manifest
 from .checkpoints.state import RunState, unusable
+from .checkpoints.writing import CheckpointError, CheckpointWriter
 from .config import TrainingConfig
 from .draws import draws_of
 from .health import check_schedule, drifted_end_points, first_not_finite
@@ -117,6 +119,8 @@ class Trainer:
         self.not_reduced: list[Tensor] = []
         stream = self.loader if isinstance(self.loader, StreamLoader) else None
         self.state = RunState(accelerator, self.placement, self.lr_scheduler, self.ema, self.history, stream)
+        limit = config.checkpoints_total_limit
+        self.checkpoints = CheckpointWriter(accelerator, self.state.snapshot, self.output_dir, self.run, limit)
         self.unreadable: set[str] = set()
         if checkpoint is not None:
             self._load(checkpoint)
@@ -131,7 +135,8 @@ class Trainer:
         """
         Run to `max_train_steps` and return the model with the moving average of its weights.
 
-        A checkpoint comes before the validation of the same step, so that a kill during the latter costs nothing else.
+        A checkpoint is written while training goes on, but before the validation of the same step, so that a kill during the
+        latter costs nothing else. Whatever ends training, a checkpoint that is being written is finished first.
 
         Raises:
             `FloatingPointError`: when a loss or a gradient is not finite, naming the step and the last good checkpoint.
@@ -143,11 +148,14 @@ class Trainer:
         batches = self._batches()
         self._note_unreadable(self.data.unreadable if self.accelerator.is_main_process else ())
         self.model.train()
-        with StopSignals() as signals:
+        with StopSignals() as signals, self._finishing_checkpoint():
             while self.history.step < self.config.max_train_steps or self._validation_is_due():
+                if self.checkpoints.is_done:
+                    self._finish_checkpoint()
                 if number := signals.agreed():
                     self._stop(number)
                 if self._validation_is_due():
+                    self._finish_checkpoint()
                     with self._leaving_checkpoint():
                         self._validate()
                     continue
@@ -182,6 +190,7 @@ class Trainer:
             num_workers=num_workers,
             generator=torch.Generator(),  # an iterator draws a seed, which must not come from the global generator
             collate_fn=collate,
+            pin_memory=can_be_pinned(self.accelerator.device),
         )
 
     def _batches(self) -> Iterator[dict[str, Any]]:
@@ -251,6 +260,8 @@ class Trainer:
         self.not_reduced.clear()
         bad = first_not_finite(rows, with_gradient=self.accelerator.scaler is None)
         if bad is not None:
+            self._finish_checkpoint()
+            self.accelerator.wait_for_everyone()
             checkpoint = latest_checkpoint(self.output_dir)
             resume = "There is no checkpoint yet" if checkpoint is None else f"The last good checkpoint is {checkpoint}"
             step = self.history.step - len(rows) + 1 + bad
@@ -345,19 +356,35 @@ class Trainer:
         finally:
             self.ema.restore(self.placement.parameters())
 
-    def _checkpoint(self) -> None:
-        self._reduce_window()
-        limit = self.config.checkpoints_total_limit
-        save_checkpoint(self.accelerator, self.state.save, self.output_dir, self.history.step, self.run, limit)
-
     def _save_checkpoint(self) -> None:
-        """Write one, or say why not and go on: the disk may have room again by the next."""
+        """Begin to write one, once that before is written."""
+        self._finish_checkpoint()
+        self._reduce_window()
+        with self._going_on_without_checkpoint():
+            self.checkpoints.begin(self.history.step)
+
+    def _finish_checkpoint(self) -> None:
+        """Wait for the checkpoint that is being written, if any. Other processes don't wait."""
+        with self._going_on_without_checkpoint():
+            self.checkpoints.wait()
+
+    @contextmanager
+    def _finishing_checkpoint(self) -> Iterator[None]:
         try:
-            self._checkpoint()
+            yield
+        finally:
+            self._finish_checkpoint()
+
+    @contextmanager
+    def _going_on_without_checkpoint(self) -> Iterator[None]:
+        """Say why a checkpoint can't be written, and carry on: the disk may have room again by the next."""
+        try:
+            yield
         except CheckpointError as error:
             last = latest_checkpoint(self.output_dir) if self.accelerator.is_main_process else None
             kept = "there is none yet" if last is None else f"the last good one is {last}"
-            self._warn(f"no checkpoint could be written: {error}. Training goes on; {kept}.")
+            warning = f"no checkpoint could be written: {error}. Training goes on; {kept}."
+            self._warn(warning, self.checkpoints.step)
 
     def _stop(self, number: signal.Signals) -> None:
         self._leave_checkpoint()
@@ -365,8 +392,11 @@ class Trainer:
 
     def _leave_checkpoint(self) -> None:
         """Write the checkpoint with which a run ends early."""
+        self._finish_checkpoint()
+        self.accelerator.wait_for_everyone()
         if not (self.output_dir / f"{CHECKPOINT}{self.history.step}").exists():
-            self._checkpoint()
+            self._reduce_window()
+            self.checkpoints.write(self.history.step)
         self.progress.close()
 
     @contextmanager
@@ -405,12 +435,13 @@ class Trainer:
         if not same_processes:
             set_seed((self.config.seed + 1_000_003 * self.history.step) % 2**31, device_specific=True)
 
-    def _write(self, sentence: str) -> None:
+    def _write(self, sentence: str, step: int | None = None) -> None:
+        """Print what happened at a step, by default the last one."""
         if self.accelerator.is_main_process:
-            self.progress.write(redacted(f"step {self.history.step}: {sentence}"))
+            self.progress.write(redacted(f"step {self.history.step if step is None else step}: {sentence}"))
 
-    def _warn(self, sentence: str) -> None:
-        self._write(f"warning: {sentence}")
+    def _warn(self, sentence: str, step: int | None = None) -> None:
+        self._write(f"warning: {sentence}", step)
 
     @contextmanager
     def _going_on_without(self, what: str) -> Iterator[None]:

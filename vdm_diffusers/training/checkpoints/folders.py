@@ -1,57 +1,20 @@
-"""Folders `checkpoint-STEP`: written so that they are whole or not there, verified before use, rotated.
+"""Folders `checkpoint-STEP`: found, verified before use, deleted or put aside."""
 
-A checkpoint is written under another name, hashed into a manifest, forced to the disk, and renamed. Whatever a kill or a full
-or failing disk leaves behind, its name or its manifest tells it from a checkpoint.
-"""
-
-import os
 import re
 import shutil
 import warnings
-from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 
-from accelerate import Accelerator
-from accelerate.utils import gather_object
-from safetensors import SafetensorError
-
 from ...guards.messages import Message
 from ..output_files import CHECKPOINT
-from ..resuming import Run
 from .files import MANIFEST
-from .manifests import Manifest, WrittenFile, read_manifest
+from .manifests import read_manifest
 
 
 NAME = re.compile(rf"{CHECKPOINT}(\d+)")
 PARTIAL, UNUSED = "partial-", "unused-"
 """Before the name of a folder that is being written or deleted, and of one that no run goes on from."""
-
-
-class CheckpointError(Exception):
-    """A checkpoint could not be written; the message is the reason, and nothing has changed."""
-
-
-def save_checkpoint(
-    accelerator: Accelerator, save: Callable[[Path], None], output_dir: Path, step: int, run: Run, limit: int
-) -> None:
-    """
-    Write the checkpoint of a step with the state of all processes, then delete all but the newest `limit` checkpoints.
-
-    Args:
-        save (`Callable`): Writes the state into a folder; called on all processes.
-
-    Raises:
-        `CheckpointError`: on all processes if one of them fails.
-    """
-    partial = output_dir / f"{PARTIAL}{CHECKPOINT}{step}"
-    try:
-        _on_all(accelerator, lambda: save(partial))
-        _on_all(accelerator, lambda: accelerator.is_main_process and _publish(partial, run, step, limit))
-    except CheckpointError:
-        if accelerator.is_main_process:
-            shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 def find_checkpoints(output_dir: Path) -> list[Path]:
@@ -135,37 +98,3 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink()
-
-
-def _on_all(accelerator: Accelerator, function: Callable[[], object]) -> None:
-    """Call a function on every process; if it fails on one, `CheckpointError` on all of them."""
-    reason = None
-    try:
-        function()
-    except (OSError, RuntimeError, SafetensorError) as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-    reasons = [reason for reason in gather_object([reason]) if reason is not None]
-    if reasons:
-        raise CheckpointError(reasons[0])
-
-
-def _publish(partial: Path, run: Run, step: int, limit: int) -> None:
-    """Turn a written folder into a checkpoint: write its manifest, force it to the disk, rename it; then delete old ones."""
-    written = sorted(path for path in partial.rglob("*") if path.is_file() and path.name != MANIFEST)
-    Manifest(run, step, {path.relative_to(partial).as_posix(): WrittenFile.of(path) for path in written}).write(partial)
-    for path in (*written, partial / MANIFEST, partial, *(path for path in partial.rglob("*") if path.is_dir())):
-        _flush(path)
-    checkpoint = partial.with_name(partial.name.removeprefix(PARTIAL))
-    partial.rename(checkpoint)
-    _flush(checkpoint.parent)
-    for old in find_checkpoints(checkpoint.parent)[:-limit]:
-        remove(old.rename(old.with_name(f"{PARTIAL}{old.name}")))
-
-
-def _flush(path: Path) -> None:
-    """Wait until a file, or the list of names in a folder, is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

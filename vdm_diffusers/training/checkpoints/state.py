@@ -3,11 +3,13 @@
 import json
 import pickle
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from diffusers.training_utils import EMAModel
 from torch.distributed.checkpoint.stateful import Stateful
 from torch.optim.lr_scheduler import LRScheduler
@@ -50,18 +52,28 @@ class RunState:
         self.parts |= {"gradient_scaler": accelerator.scaler} if accelerator.scaler is not None else {}
         self.parts |= {"stream": stream} if stream is not None else {}
 
-    def save(self, folder: Path) -> None:
-        """Write all of it into a folder. Call it on all processes."""
-        folder.mkdir(parents=True, exist_ok=True)
-        self.placement.save(folder)
+    def snapshot(self, folder: Path) -> Callable[[], None]:
+        """
+        Take all of it as it is. Call it on all processes, and on the main one what it returns, which writes into the folder.
+
+        That may take place at any later time and in another thread, since it needs no other process.
+        """
         state = {name: _plain(part.state_dict()) for name, part in self.parts.items()}
-        if self.accelerator.is_main_process:
-            (folder / STATE).write_text(json.dumps(state))
-        (folder / random_states(self.accelerator.process_index)).write_text(json.dumps(_random_states(self.accelerator.device)))
+        draws = gather_object([json.dumps(_random_states(self.accelerator.device))])
+        texts = {STATE: json.dumps(state)} | {random_states(index): text for index, text in enumerate(draws)}
+        write_weights = self.placement.snapshot(folder)
+
+        def write() -> None:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_weights()
+            for name, text in texts.items():
+                (folder / name).write_text(text)
+
+        return write
 
     def load(self, folder: Path, with_random_states: bool) -> None:
         """
-        Read what `save` wrote, in this version or an earlier one. Call it on all processes.
+        Read what was written of it, in this version or an earlier one. Call it on all processes.
 
         Files that were written otherwise raise errors of any kind, but nothing in them is run.
         """

@@ -1,5 +1,6 @@
 """A shard of every parameter on each process: FSDP, version 2."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -52,11 +53,13 @@ class Sharded(Replicated):
     def parameters(self) -> list[Tensor]:
         return [p.to_local() if isinstance(p, DTensor) else p for p in self.vdm.parameters()]
 
-    def save(self, folder: Path) -> None:
+    def snapshot(self, folder: Path) -> Callable[[], None]:
+        """As [`Replicated.snapshot`], but the shards are written at once, since that takes all processes together."""
         save_shards({"model": get_model_state_dict(self.model, options=SHARDS)}, folder / SHARDED_MODEL)
         state = get_optimizer_state_dict(self.model, self.optimizer, options=SHARDS)
         save_shards({"optimizer": state}, folder / SHARDED_OPTIMIZER)
         save_shards(self._average_by_name(), folder / SHARDED_AVERAGE)
+        return lambda: None
 
     def load(self, folder: Path) -> None:
         model = {"model": get_model_state_dict(self.model, options=SHARDS)}

@@ -1,19 +1,21 @@
 """The whole model on every process."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ...data.streaming import StreamLoader
 from ...vdm import VDM
+from ..checkpoints.copying import copy_to_cpu
 from ..checkpoints.earlier import read_average
 from ..checkpoints.files import AVERAGE, MODEL, OPTIMIZER
 from ..config import TrainingConfig
+from ..moving_average import MovingAverage
 
 
 class Replicated:
@@ -31,21 +33,30 @@ class Replicated:
         """What this process holds of each of the model's parameters, sharing its storage."""
         return list(self.vdm.parameters())
 
-    def moving_average(self, **kwargs) -> EMAModel:
+    def moving_average(self, **kwargs) -> MovingAverage:
         """Start a moving average of these parameters; `kwargs` are those of [`~diffusers.training_utils.EMAModel`]."""
-        self.average = EMAModel(self.parameters(), foreach=True, **kwargs)
+        self.average = MovingAverage(self.parameters(), foreach=True, **kwargs)
         return self.average
 
-    def save(self, folder: Path) -> None:
-        """Write weights, moving average and the optimiser's state into a folder. Call it on all processes."""
+    def snapshot(self, folder: Path) -> Callable[[], None]:
+        """
+        Take weights, moving average and the optimiser's state as they are. Call it on all processes, and on the main one what
+        it returns, which writes them into the folder.
+        """
         if not self.accelerator.is_main_process:
-            return
-        for file, weights in ((MODEL, self.vdm.state_dict()), (AVERAGE, self._average_by_name())):
-            save_file({name: value.to("cpu", copy=True).contiguous() for name, value in weights.items()}, folder / file)
-        torch.save(self.optimizer.state_dict(), folder / OPTIMIZER)
+            return lambda: None
+        weights = {MODEL: self.vdm.state_dict(), AVERAGE: self._average_by_name()}
+        weights, optimizer = copy_to_cpu((weights, self.optimizer.state_dict()), self.accelerator.device)
+
+        def write() -> None:
+            for file, tensors in weights.items():
+                save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / file)
+            torch.save(optimizer, folder / OPTIMIZER)
+
+        return write
 
     def load(self, folder: Path) -> None:
-        """Read what `save` wrote, without running anything that the folder holds. Call it on all processes."""
+        """Read what was written of them, without running anything that the folder holds. Call it on all processes."""
         self.vdm.load_state_dict(load_file(folder / MODEL))
         average = self._average_by_name()
         is_earlier = not (folder / AVERAGE).exists()
