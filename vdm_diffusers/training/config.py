@@ -122,7 +122,7 @@ class TrainingConfig(DataOptions):
     ema_decay: Share = option(0.9999, "Decay of the moving average of the weights, approached as steps go on.")
     ema_power: Positive = option(0.75, "How fast: after n steps it is 1 - (1 + n)^-power, or that decay if it is less.")
     optimizer: Literal["adamw", "adamw_fused", "adamw_8bit"] = option(
-        "adamw", "AdamW, its fused implementation, or that of bitsandbytes with its state in eight bits."
+        "adamw_fused", "AdamW in one kernel for all weights, in several, or that of bitsandbytes with its state in eight bits."
     )
     mixed_precision: Literal["no", "fp16", "bf16"] | None = option(
         None, "Autocast of the denoiser. Default: that of accelerate's configuration."
