@@ -104,6 +104,15 @@ def idle_share(step: Callable[[], None], device: torch.device) -> float | None:
     return max(0.0, 1 - busy / elapsed)
 
 
+def peak_memory(step: Callable[[], None], device: torch.device) -> float | None:
+    """GiB that a step takes of an accelerator at most; `None` without one."""
+    if device.type == "cpu":
+        return None
+    torch.accelerator.reset_peak_memory_stats(device)
+    step()
+    return torch.accelerator.max_memory_allocated(device) / 2**30
+
+
 def measure(options: argparse.Namespace) -> Iterator[dict]:
     """A row for each variant."""
     device = torch.device(options.device)
@@ -120,6 +129,7 @@ def measure(options: argparse.Namespace) -> Iterator[dict]:
             "share_of_matmul_peak": flops / seconds / peak,
             "matmul_peak_tflops": peak / 1e12,
             "idle_share": idle_share(step, device),
+            "peak_memory_gib": peak_memory(step, device),
         }
 
 
@@ -139,11 +149,13 @@ def main() -> None:
 
     name = torch.cuda.get_device_name() if options.device.startswith("cuda") else f"{torch.get_num_threads()} CPU threads"
     print(f"{name}, batches of {options.batch_size}\n")
-    print("| training | images/s | share of matmul peak | idle |\n| --- | --- | --- | --- |")
+    print("| training | images/s | share of matmul peak | idle | memory |\n| --- | --- | --- | --- | --- |")
     rows = []
     for row in measure(options):
         idle = "—" if row["idle_share"] is None else f"{row['idle_share']:.1%}"
-        print(f"| {row['variant']} | {row['images_per_second']:.1f} | {row['share_of_matmul_peak']:.1%} | {idle} |", flush=True)
+        memory = "—" if row["peak_memory_gib"] is None else f"{row['peak_memory_gib']:.1f} GiB"
+        speed = f"{row['images_per_second']:.1f} | {row['share_of_matmul_peak']:.1%}"
+        print(f"| {row['variant']} | {speed} | {idle} | {memory} |", flush=True)
         rows.append(row)
     options.output_path.parent.mkdir(parents=True, exist_ok=True)
     options.output_path.write_text(json.dumps({"device": name, "rows": rows}, indent=2) + "\n")

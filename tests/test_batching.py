@@ -247,14 +247,14 @@ def test_a_denoiser_that_reads_its_numbers_is_called_all_the_same():
             return super().forward(sample * sample.abs().amax().item(), timestep, **kwargs)
 
     unet = Reading(8, 1, block_channels=8, layers_per_side=1, norm_num_groups=4, fourier_powers=())
-    assert batching.denoiser_batch_size(unet, {}, torch.device("cpu")) == batching.ENOUGH["cpu"]
+    assert batching.denoiser_batch_size(unet, {}, torch.device("cpu")) == batching.ENOUGH["cpu"] // batching.UNKNOWN
 
 
 def test_a_compiled_denoiser_counts_as_what_it_wraps(monkeypatch):
     monkeypatch.setattr(batching, "free_bytes", lambda device: 2**20)
     condition, device = {"encoder_hidden_states": torch.zeros(3, 4, 8)}, torch.device("cpu")
     plain = batching.denoiser_batch_size(conditional_unet(), condition, device)
-    assert batching.denoiser_batch_size(torch.compile(conditional_unet()), condition, device) == plain < batching.ENOUGH["cpu"]
+    assert batching.denoiser_batch_size(torch.compile(conditional_unet()), condition, device) == plain > 1
 
 
 def test_processes_share_what_a_container_leaves(tmp_path, monkeypatch):

@@ -22,9 +22,15 @@ from .precision import compute_dtype
 SHARE = 0.5
 """Of the free memory. The rest is for what libraries take for their kernels, and for all that is not the model's."""
 
-ENOUGH = {"cpu": 64}
-ENOUGH_ELSEWHERE = 512
-"""Images, by device: with more it is no faster. CPUs were measured, see `docs/performance.md`, others were not."""
+ENOUGH = {"cpu": 2**28}
+ENOUGH_ELSEWHERE = 2**33
+"""Bytes of a call, by device: with more it is no faster. CPUs were measured, see `docs/performance.md`, others were not."""
+
+MOST_TO_EVALUATE = 512
+"""Images, however small the denoiser: what an evaluation computes besides is not counted."""
+
+UNKNOWN = 2**20
+"""Bytes an image that stand for what can't be found out."""
 
 
 class InBatches:
@@ -90,20 +96,20 @@ def evaluation_batch_size(
         vae ([`AutoencoderKL`], ..., *optional*): What encodes the images.
     """
     device = torch.device(device)
-    if with_gradients:
-        return _batch_size(2 * activation_bytes(unet, 1), device)  # what is kept, and its gradients
     images, condition = split_batch(collate([dataset[0]]))
-    number = denoiser_batch_size(unet, condition, device)
-    if vae is None:
-        return number
-    one = images.to("meta")
-    encoded = _peak_bytes(vae, lambda twin: twin.encode(one.to(compute_dtype(twin))), [one])
-    return min(number, _batch_size(encoded, device))
+    if with_gradients:
+        numbers = [_batch_size(2 * activation_bytes(unet, 1), device)]  # what is kept, and its gradients
+    else:
+        numbers = [denoiser_batch_size(unet, condition, device)]
+    if vae is not None:
+        one = images.to("meta")
+        numbers.append(_batch_size(_peak_bytes(vae, lambda twin: twin.encode(one.to(compute_dtype(twin))), [one]), device))
+    return min(MOST_TO_EVALUATE, *numbers)
 
 
 def _batch_size(bytes_an_image: int, device: torch.device) -> int:
     enough = ENOUGH.get(device.type, ENOUGH_ELSEWHERE)
-    return max(1, int(min(enough, SHARE * free_bytes(device) / max(bytes_an_image, 1))))
+    return max(1, int(min(enough, SHARE * free_bytes(device)) / max(bytes_an_image, 1)))
 
 
 _KNOWN: WeakKeyDictionary[nn.Module, dict[tuple, int]] = WeakKeyDictionary()
@@ -111,12 +117,12 @@ _KNOWN: WeakKeyDictionary[nn.Module, dict[tuple, int]] = WeakKeyDictionary()
 
 
 def _peak_bytes(model: nn.Module, function: Callable[[nn.Module], Any], tensors: Sequence[Tensor]) -> int:
-    """[`peak_bytes`] of a function of one image, with tensors of this shape; 0 if it is not known."""
+    """[`peak_bytes`] of a function of one image, with tensors of this shape; [`UNKNOWN`] if that fails."""
     model = model._orig_mod if is_compiled_module(model) else model
     known, key = _KNOWN.setdefault(model, {}), (compute_dtype(model), *(tensor.shape for tensor in tensors))
     if key not in known:
         try:
             known[key] = peak_bytes(model, function)
         except Exception:  # whatever a model of one's own can't do without numbers: it is called all the same
-            known[key] = 0
+            known[key] = UNKNOWN
     return known[key]

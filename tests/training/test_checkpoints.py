@@ -568,10 +568,10 @@ def test_a_folder_that_can_not_be_written_is_noticed_before_training(train, fold
 def test_other_options_are_refused_unless_allowed(whole, tmp_path, train, capsys):
     shutil.copytree(whole, tmp_path / "out")
     options = LONG | {"max_train_steps": 13, "resume_from_checkpoint": "latest"}
-    with pytest.raises(SystemExit, match="with other options: dropout 0.1 -> 0.0, learning_rate 0.004 -> 0.001. Give it"):
-        train(**options, learning_rate=1e-3, dropout=0.0)
-    train("--allow_config_change", **options, learning_rate=1e-3, dropout=0.0)
-    assert "Options have changed: dropout 0.1 -> 0.0, learning_rate 0.004 -> 0.001." in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="with other options: dropout 0.0 -> 0.1, learning_rate 0.004 -> 0.001. Give it"):
+        train(**options, learning_rate=1e-3, dropout=0.1)
+    train("--allow_config_change", **options, learning_rate=1e-3, dropout=0.1)
+    assert "Options have changed: dropout 0.0 -> 0.1, learning_rate 0.004 -> 0.001." in capsys.readouterr().out
     assert find_checkpoints(tmp_path / "out")[-1].name == "checkpoint-13"
 
 
