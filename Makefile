@@ -4,7 +4,7 @@
 # make test-demo     the tests of the demo, which clicks through it if a Chromium is installed
 # make test-lowest   the same with the lowest versions that setup.py declares, in .venv-lowest
 # make docs          builds docs/ into site/, refusing warnings and broken links
-# make bench         times and memory beside the bare denoiser's, peers' and those of the commit BASELINE, an hour on two cores
+# make bench         times and memory beside the bare denoiser's, peers' and those of the commit BASELINE
 # make notebooks     executes docs/notebooks/ on one core, minutes each, and writes what they print into them
 
 PYTHON ?= python3

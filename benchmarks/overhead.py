@@ -279,14 +279,18 @@ def memory(options: argparse.Namespace) -> Iterator[tuple[str, Ratio]]:
 PARTS = {part.__name__: part for part in (training, sampling, evaluation, stepping, reading, updating, checkpointing, memory)}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+def model_options(description: str) -> argparse.ArgumentParser:
+    """A parser for the options of [`Model`], and of how often a ratio is measured."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--batch_size", type=int, default=16, help="Images a step.")
     parser.add_argument("--block_channels", type=int, default=64, help="Channels of the denoiser.")
     parser.add_argument("--layers_per_side", type=int, default=2, help="Blocks on each side of its middle.")
     parser.add_argument("--repeats", type=int, default=21, help="Measurements of each ratio.")
+    return parser
+
+
+def main() -> None:
+    parser = model_options(__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS), help="Parts to measure.")
     parser.add_argument("--output_path", type=Path, default=Path("benchmarks/results/overhead.json"))
     options = parser.parse_args()

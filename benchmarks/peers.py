@@ -18,7 +18,7 @@ import torch
 from accelerate import Accelerator
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
-from overhead import Model
+from overhead import Model, model_options
 from ratios import ratio
 from torch import Tensor, nn
 
@@ -126,14 +126,7 @@ def lucidrains() -> ModuleType:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument("--batch_size", type=int, default=16, help="Images a step.")
-    parser.add_argument("--block_channels", type=int, default=64, help="Channels of the denoiser.")
-    parser.add_argument("--layers_per_side", type=int, default=2, help="Blocks on each side of its middle.")
-    parser.add_argument("--repeats", type=int, default=21, help="Measurements of each ratio.")
-    options = parser.parse_args()
+    options = model_options(__doc__.splitlines()[0]).parse_args()
 
     peers = {"diffusers": diffusers_step, "plain PyTorch": plain_step}
     if importlib.util.find_spec(LUCIDRAINS):

@@ -1,7 +1,7 @@
 """Steps and seconds of training until given bounds are reached on held-out images, for several recipes and seeds.
 
-python benchmarks/time_to_bound.py --max_train_steps 2000
-python benchmarks/time_to_bound.py docs/examples/mnist.yaml --train_data_dir mnist --bounds 1.6 1.5 1.4
+python benchmarks/time_to_bound.py --max_train_steps 1000 --bounds 2.2 2.1 2.0 --every 50
+python benchmarks/time_to_bound.py docs/examples/mnist.yaml --train_data_dir mnist --max_train_steps 600 --bounds 6 4 3 2
 """
 
 import argparse
